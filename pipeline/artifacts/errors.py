@@ -1,0 +1,25 @@
+"""The one exception that means "the user can fix this"."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+EXIT_INPUT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave. The message is one line that names the thing and says what to do."""
+
+
+def exit_code_of(main: Callable[[], int | None]) -> int:
+    """Run a command's `main`; turn `InputError` and Ctrl-C into one line on stderr and an exit code."""
+    try:
+        return main() or 0
+    except InputError as error:
+        print(f"r2o: error: {error}", file=sys.stderr)
+        return EXIT_INPUT_ERROR
+    except KeyboardInterrupt:
+        print("r2o: interrupted; run the same command again to go on", file=sys.stderr)
+        return EXIT_INTERRUPTED

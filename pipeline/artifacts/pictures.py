@@ -1,0 +1,62 @@
+"""Pictures of label maps: boundaries over an image, coloured regions, and sheets of tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+BOUNDARY_COLOUR = (255, 221, 0)
+MARGIN = 6
+CAPTION_HEIGHT = 16
+
+
+def boundaries(label_map: np.ndarray) -> np.ndarray:
+    """Pixels whose right or lower neighbour has another id, bool (H, W)."""
+    edge = np.zeros(label_map.shape, dtype=bool)
+    edge[:, :-1] |= label_map[:, 1:] != label_map[:, :-1]
+    edge[:-1, :] |= label_map[1:, :] != label_map[:-1, :]
+    return edge
+
+
+def draw_boundaries(image: np.ndarray, label_map: np.ndarray) -> np.ndarray:
+    """The image (H, W, 3) uint8 with the boundaries of a label map of the same H × W drawn in yellow."""
+    drawn = image.copy()
+    drawn[boundaries(label_map)] = BOUNDARY_COLOUR
+    return drawn
+
+
+def colour_regions(label_map: np.ndarray, *, image: np.ndarray | None = None, opacity: float = 0.65) -> np.ndarray:
+    """A colour per id, uint8 (H, W, 3), laid over `image` where one is given. Equal ids get equal colours."""
+    hue = (label_map.astype(np.float64) * 0.61803398875) % 1.0
+    phase = (hue[..., None] + np.array([0.0, 1 / 3, 2 / 3])) * 2 * np.pi
+    value = 1.0 - 0.35 * ((label_map // 7) % 3 / 2.0)[..., None]
+    colours = (0.5 + 0.5 * np.cos(phase)) * value * 255
+    if image is not None:
+        colours = opacity * colours + (1 - opacity) * image
+    return colours.round().astype(np.uint8)
+
+
+def resize_labels(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Nearest-neighbour resize of an integer map to (height, width); ids are copied, never mixed."""
+    rows = ((np.arange(size[0]) + 0.5) * label_map.shape[0] / size[0]).astype(int)
+    columns = ((np.arange(size[1]) + 0.5) * label_map.shape[1] / size[1]).astype(int)
+    return label_map[rows[:, None], columns[None, :]]
+
+
+def sheet(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str] = ()) -> Image.Image:
+    """Tiles (uint8 H × W × 3, all of one size) in rows, with one caption per column on top."""
+    height, width = rows[0][0].shape[:2]
+    columns = max(len(row) for row in rows)
+    top = CAPTION_HEIGHT if captions else 0
+    canvas = Image.new(
+        "RGB", (columns * (width + MARGIN) + MARGIN, top + len(rows) * (height + MARGIN) + MARGIN), "white"
+    )
+    draw = ImageDraw.Draw(canvas)
+    for column, caption in enumerate(captions):
+        draw.text((MARGIN + column * (width + MARGIN), 3), caption, fill="black")
+    for y, row in enumerate(rows):
+        for x, tile in enumerate(row):
+            canvas.paste(Image.fromarray(tile), (MARGIN + x * (width + MARGIN), top + MARGIN + y * (height + MARGIN)))
+    return canvas

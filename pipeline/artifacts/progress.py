@@ -1,0 +1,62 @@
+"""One line of progress: how many, how fast, how long still."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+
+class Progress:
+    """Prints `label: done/total unit  rate  ETA  extra`, at most every `interval` seconds.
+
+    On a terminal the line is redrawn in place, elsewhere each report is a line of its own.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        unit: str,
+        *,
+        done: int = 0,
+        interval: float | None = None,
+        out: TextIO | None = None,
+    ) -> None:
+        self.label, self.total, self.unit, self.done = label, total, unit, done
+        self._out = out or sys.stderr
+        self._interactive = self._out.isatty()
+        self._interval = interval if interval is not None else (0.5 if self._interactive else 10.0)
+        self._start, self._start_done = time.monotonic(), done
+        self._last_report = self._start
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the start."""
+        return (self.done - self._start_done) / max(time.monotonic() - self._start, 1e-9)
+
+    def advance(self, count: int, extra: str = "") -> None:
+        """Count `count` more as done; report if it is time to, and always at the end."""
+        self.done += count
+        now = time.monotonic()
+        if self.done >= self.total or now - self._last_report >= self._interval:
+            self._last_report = now
+            self._write(extra)
+
+    def _write(self, extra: str) -> None:
+        eta = format_seconds((self.total - self.done) / self.rate) if self.rate else "?"
+        line = f"{self.label}: {self.done}/{self.total} {self.unit}  {self.rate:.3g}/s  ETA {eta}  {extra}".rstrip()
+        end = "\n" if not self._interactive or self.done >= self.total else ""
+        print(f"\r\x1b[K{line}" if self._interactive else line, end=end, file=self._out, flush=True)
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration as people read it: 8s, 3m20s, 2h05m, 4d03h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"

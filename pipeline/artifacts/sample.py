@@ -1,0 +1,101 @@
+"""One sample of a shard: its members, their bytes, and the geometry that image and label map share.
+
+Geometry: a position is (x, y) in [0, 1]², from the left upper corner to the right lower corner of the decoded,
+upright image. The label map, any crop box and any feature map cover that same square, whatever their sizes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import urllib.parse
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+IMAGE_MEMBER = "jpg"
+SUPERPIXELS_MEMBER = "superpixels.png"
+META_MEMBER = "json"
+MAX_8BIT_LABELS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleMeta:
+    """The json member. `source` is relative to the source root; `changed` says what storing altered."""
+
+    source: str
+    width: int
+    height: int
+    num_superpixels: int
+    class_name: str | None = None
+    changed: tuple[str, ...] = ()
+
+    def encode(self) -> bytes:
+        """UTF-8 JSON with sorted keys, without what is empty."""
+        members = {name: value for name, value in asdict(self).items() if value not in (None, ())}
+        return json.dumps(members, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> SampleMeta:
+        """The reverse of `encode`. Raises ValueError where the bytes are not such a member."""
+        members = json.loads(data)
+        known = {field.name for field in fields(cls)}
+        if not isinstance(members, dict) or not known.issuperset(members):
+            raise ValueError(f"not the json member of a sample: {data[:80]!r}")
+        try:
+            return cls(**{**members, "changed": tuple(members.get("changed", ()))})
+        except TypeError as error:
+            raise ValueError(f"json member of a sample: {error}") from None
+
+
+def decode_jpeg(data: bytes) -> np.ndarray:
+    """A JPEG as RGB, uint8 (H, W, 3), decoded strictly by libjpeg-turbo.
+
+    Raises:
+        ValueError: the bytes are not a JPEG, or one that a decoder could only guess at (cut short, corrupt).
+    """
+    return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+
+
+def encode_label_map(label_map: np.ndarray) -> bytes:
+    """An integer map (H, W) as lossless grey PNG: 8 bit when every id is below 256, otherwise 16 bit.
+
+    Raises:
+        ValueError: not two-dimensional, not integer, or ids outside 0 … 65535.
+    """
+    if label_map.ndim != 2 or label_map.dtype.kind not in "iu" or label_map.size == 0:
+        raise ValueError(f"a label map is a non-empty integer array (H, W), not {label_map.dtype} {label_map.shape}")
+    low, high = int(label_map.min()), int(label_map.max())
+    if low < 0 or high > np.iinfo(np.uint16).max:
+        raise ValueError(f"label map ids must lie in 0 … 65535, not {low} … {high}")
+    buffer = io.BytesIO()
+    dtype = np.uint8 if high < MAX_8BIT_LABELS else np.uint16
+    Image.fromarray(label_map.astype(dtype)).save(buffer, format="PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def decode_label_map(data: bytes) -> np.ndarray:
+    """A label map as uint8 or uint16 (H, W). Raises ValueError for anything but a whole grey PNG."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.mode not in ("L", "I;16"):
+                raise ValueError(f"a label map is a grey PNG, not one of mode {image.mode}")
+            return np.asarray(image)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"label map is not a whole PNG: {error}") from None
+
+
+def source_name(relative_path: bytes) -> str:
+    """A relative path as text: UTF-8 as it is, every other byte (and `%`) percent-encoded, so that it reverses."""
+    try:
+        return relative_path.decode().replace("%", "%25")
+    except UnicodeDecodeError:
+        text = relative_path.replace(b"%", b"%25").decode(errors="surrogateescape")
+        return "".join(f"%{ord(c) - 0xDC00:02X}" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in text)
+
+
+def source_path(name: str) -> bytes:
+    """The path bytes that `source_name` came from."""
+    return urllib.parse.unquote_to_bytes(name)
