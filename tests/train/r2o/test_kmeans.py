@@ -1,0 +1,127 @@
+"""K-means against scikit-learn, and the cases that break a careless one."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+
+from train.r2o.kmeans import kmeans, seeding_uniforms, squared_distances
+
+
+def blobs(seed: int, rows: int = 300, channels: int = 16, centres: int = 8) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    means = rng.normal(0, 1, (centres, channels))
+    return torch.from_numpy(means[rng.integers(0, centres, rows)] + rng.normal(0, 0.4, (rows, channels))).float()
+
+
+def uniforms_of(num_clusters: int, seed: int = 0, groups: int = 1) -> torch.Tensor:
+    return seeding_uniforms(num_clusters, seed=seed, step=0, first_group=0, num_groups=groups)
+
+
+def everything(rows: torch.Tensor) -> torch.Tensor:
+    return torch.ones(rows.shape[:2], dtype=torch.bool)
+
+
+@pytest.mark.parametrize("num_clusters", [2, 8, 20])
+def test_lloyd_from_the_same_seeds_is_scikit_learns(num_clusters: int) -> None:
+    rows = blobs(1)[None]
+    seeds = kmeans(rows, everything(rows), uniforms=uniforms_of(num_clusters), iterations=0).centres[0]
+    ours = kmeans(rows, everything(rows), uniforms=uniforms_of(num_clusters), iterations=50)
+    theirs = KMeans(num_clusters, init=seeds.numpy(), n_init=1, algorithm="lloyd", tol=0, max_iter=300).fit(rows[0])
+    assert ours.inertia.item() == pytest.approx(theirs.inertia_, rel=1e-5)
+    assert np.array_equal(ours.assignment[0].numpy(), theirs.labels_)
+    np.testing.assert_allclose(ours.centres[0].numpy(), theirs.cluster_centers_, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_clusters", [4, 32])
+def test_median_inertia_is_as_good_as_scikit_learns(num_clusters: int) -> None:
+    rows = torch.nn.functional.normalize(blobs(2, rows=600, centres=40), dim=1)[None]
+    ours = [
+        kmeans(rows, everything(rows), uniforms=uniforms_of(num_clusters, seed), iterations=20).inertia.item()
+        for seed in range(20)
+    ]
+    theirs = [
+        KMeans(num_clusters, n_init=1, random_state=seed, init="k-means++").fit(rows[0]).inertia_ for seed in range(20)
+    ]
+    assert np.median(ours) <= 1.02 * np.median(theirs)
+
+
+def test_each_group_is_clustered_on_its_own() -> None:
+    rows = torch.stack([blobs(seed) for seed in range(3)])
+    uniforms = uniforms_of(6, groups=3)
+    together = kmeans(rows, everything(rows), uniforms=uniforms, iterations=15)
+    for g in range(3):
+        alone = kmeans(rows[g : g + 1], everything(rows[:1]), uniforms=uniforms[g : g + 1], iterations=15)
+        assert torch.equal(together.assignment[g], alone.assignment[0])
+
+
+def test_invalid_rows_change_nothing() -> None:
+    rows = blobs(3)[None]
+    junk = torch.full((1, 50, rows.shape[2]), 7.0)
+    padded = torch.cat([rows, junk], 1)
+    valid = torch.cat([everything(rows), torch.zeros(1, 50, dtype=torch.bool)], 1)
+    alone = kmeans(rows, everything(rows), uniforms=uniforms_of(5), iterations=10)
+    with_junk = kmeans(padded, valid, uniforms=uniforms_of(5), iterations=10)
+    assert torch.equal(alone.assignment[0], with_junk.assignment[0, : rows.shape[1]])
+    torch.testing.assert_close(alone.centres, with_junk.centres)
+    torch.testing.assert_close(alone.inertia, with_junk.inertia)
+
+
+@pytest.mark.parametrize("num_clusters", [7, 8, 40])
+def test_k_at_or_above_the_distinct_rows_gives_each_its_own_cluster(num_clusters: int) -> None:
+    distinct = torch.nn.functional.normalize(torch.randn(7, 12, generator=torch.Generator().manual_seed(0)), dim=1)
+    rows = distinct.repeat(5, 1)[None]
+    result = kmeans(rows, everything(rows), uniforms=uniforms_of(num_clusters), iterations=10)
+    assert result.inertia.item() == pytest.approx(0, abs=1e-5)
+    first = result.assignment[0, :7]
+    assert len(set(first.tolist())) == 7
+    assert torch.equal(result.assignment[0].view(5, 7), first.repeat(5, 1))
+
+
+def test_more_clusters_than_rows() -> None:
+    rows = torch.randn(1, 3, 4)
+    result = kmeans(rows, everything(rows), uniforms=uniforms_of(10), iterations=5)
+    assert len(set(result.assignment[0].tolist())) == 3
+    assert torch.isfinite(result.centres).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "valid"),
+    [
+        (torch.ones(1, 20, 4), torch.ones(1, 20, dtype=torch.bool)),
+        (torch.zeros(1, 20, 4), torch.ones(1, 20, dtype=torch.bool)),
+        (torch.randn(1, 20, 4), torch.zeros(1, 20, dtype=torch.bool)),
+        (torch.full((1, 20, 4), torch.nan), torch.zeros(1, 20, dtype=torch.bool)),
+    ],
+    ids=["equal", "zero", "none valid", "none valid and not finite"],
+)
+def test_degenerate_rows_give_finite_centres_and_a_cluster_for_every_row(
+    rows: torch.Tensor, valid: torch.Tensor
+) -> None:
+    result = kmeans(rows, valid, uniforms=uniforms_of(5), iterations=5)
+    assert torch.isfinite(result.centres).all()
+    assert ((result.assignment >= 0) & (result.assignment < 5)).all()
+
+
+def test_an_empty_cluster_is_reseeded() -> None:
+    """Two seeds in one far blob: without reseeding, one of three blobs would never get a centre of its own."""
+    rows = torch.cat([torch.randn(30, 2) * 0.01 + torch.tensor(c) for c in ([0.0, 0.0], [9.0, 0.0], [0.0, 9.0])])[None]
+    used = [
+        len(set(kmeans(rows, everything(rows), uniforms=uniforms_of(30, s), iterations=10).assignment[0].tolist()))
+        for s in range(5)
+    ]
+    assert used == [30] * 5
+
+
+def test_squared_distances_are_exact_up_to_float32() -> None:
+    rows, centres = torch.randn(2, 9, 5), torch.randn(2, 4, 5)
+    expected = (rows.double()[:, :, None] - centres.double()[:, None]).square().sum(3)
+    torch.testing.assert_close(squared_distances(rows, centres).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_seeds_belong_to_seed_step_and_group_alone() -> None:
+    together = seeding_uniforms(9, seed=3, step=5, first_group=0, num_groups=4)
+    apart = torch.cat([seeding_uniforms(9, seed=3, step=5, first_group=g, num_groups=1) for g in range(4)])
+    assert torch.equal(together, apart)
+    assert len({tuple(row.flatten().tolist()) for row in together}) == 4
+    assert not torch.equal(together, seeding_uniforms(9, seed=3, step=6, first_group=0, num_groups=4))

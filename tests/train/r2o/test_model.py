@@ -1,0 +1,132 @@
+"""The whole method on a small network against a plain reference."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+from train.models.backbone import build_backbone
+from train.models.heads import Head
+from train.r2o.kmeans import seeding_uniforms
+from train.r2o.model import R2O, Batch
+
+
+def small_model(group_size: int = 4) -> R2O:
+    torch.manual_seed(0)
+    backbone = build_backbone("resnet18", seed=0)
+    heads = Head(512, hidden_size=32, out_size=16), Head(16, hidden_size=32, out_size=16)
+    return R2O(backbone, *heads, max_superpixels=16, group_size=group_size, iterations=5).train()
+
+
+def batch_of(size: int = 4, *, boxes: torch.Tensor | None = None) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    superpixels = torch.arange(16).view(4, 4).repeat_interleave(16, 0).repeat_interleave(16, 1)
+    if boxes is None:
+        low = torch.rand(size, 2, 2, generator=generator) * 0.4
+        boxes = torch.cat([low, low + 0.4 + 0.2 * torch.rand(size, 2, 2, generator=generator)], 2)
+    return Batch(
+        images=torch.randn(size, 3, 64, 64, generator=generator),
+        superpixels=superpixels.expand(size, 64, 64),
+        views=torch.randn(size, 2, 3, 64, 64, generator=generator),
+        crop_box=boxes,
+        flipped=torch.rand(size, 2, generator=generator) < 0.5,
+    )
+
+
+def seeds(num_clusters: int, groups: int = 1) -> torch.Tensor:
+    return seeding_uniforms(num_clusters, seed=0, step=0, first_group=0, num_groups=groups)
+
+
+def plain_reference(model: R2O, batch: Batch, refined_map: torch.Tensor, num_clusters: int) -> torch.Tensor:
+    """L_repr mask by mask, with loops, from the networks' C5."""
+    with torch.no_grad():
+        target_c5 = [model.target["backbone"](batch.views[:, v]).c5 for v in (0, 1)]
+    online_c5 = [model.online["backbone"](batch.views[:, v]).c5 for v in (0, 1)]
+    pooled: dict[str, list[list[torch.Tensor]]] = {"online": [[], []], "target": [[], []]}
+    for b in range(len(batch.images)):
+        for k in range(num_clusters):
+            mask = (refined_map[b] == k).float()[None, None]
+            in_view = []
+            for v in (0, 1):
+                box = batch.crop_box[b, v] * refined_map.shape[1]
+                aligned = roi_align(mask, [box[None]], output_size=(2, 2), aligned=True)[0, 0]
+                in_view.append(aligned.flip(1) if batch.flipped[b, v] else aligned)
+            if min(m.sum().item() for m in in_view) <= 1e-3:
+                continue
+            for v in (0, 1):
+                for name, c5 in (("online", online_c5), ("target", target_c5)):
+                    pooled[name][v].append((c5[v][b] * in_view[v]).sum((1, 2)) / in_view[v].sum())
+    q = [model.predictor(model.online["projector"](torch.stack(pooled["online"][v]))) for v in (0, 1)]
+    with torch.no_grad():
+        z = [model.target["projector"](torch.stack(pooled["target"][v])) for v in (0, 1)]
+    distance = [(F.normalize(q[v], dim=1) - F.normalize(z[1 - v], dim=1)).square().sum(1) for v in (0, 1)]
+    return (distance[0] + distance[1]).mean()
+
+
+@pytest.mark.parametrize("num_clusters", [1, 3, 20])
+def test_loss_and_gradients_equal_a_plain_reference(num_clusters: int) -> None:
+    model, batch = small_model(), batch_of()
+    reference = copy.deepcopy(model)
+    output = model(batch, seeds(num_clusters))
+    loss = output.loss_sum / output.num_masks
+    loss.backward()
+    expected = plain_reference(reference, batch, output.refined_map, num_clusters)
+    expected.backward()
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    for (name, ours), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
+        if ours.requires_grad:
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-3, msg=name)
+        else:
+            assert ours.grad is None, name
+
+
+def test_one_cluster_is_byol() -> None:
+    """K = 1: one mask, the whole image, so mask pooling is global pooling (A.8 says as much of the worst case)."""
+    model, batch = small_model(), batch_of()
+    output = model(batch, seeds(1))
+    assert output.num_masks.item() == len(batch.images)
+    pooled = F.adaptive_avg_pool2d(model.online["backbone"](batch.views[:, 0]).c5, 1).flatten(1)
+    prediction = model.predictor(model.online["projector"](pooled))
+    torch.testing.assert_close(output.predictions, prediction.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_disjoint_views_share_no_mask_unless_a_cluster_spans_both() -> None:
+    left, right = [0.0, 0.0, 0.45, 1.0], [0.55, 0.0, 1.0, 1.0]
+    batch = batch_of(boxes=torch.tensor([[left, right]] * 4))
+    output = small_model()(batch, seeds(60))
+    in_both = [
+        set(output.refined_map[b][:, :2].unique().tolist()) & set(output.refined_map[b][:, 2:].unique().tolist())
+        for b in range(4)
+    ]
+    assert output.num_masks.item() == sum(map(len, in_both))
+
+
+def test_the_whole_image_pass_leaves_the_target_s_buffers_alone() -> None:
+    model, batch = small_model(), batch_of()
+    before = {name: b.clone() for name, b in model.target.named_buffers()}
+    model.refine(batch.images, batch.superpixels, seeds(4))
+    for name, buffer in model.target.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+    model(batch, seeds(4))
+    assert not torch.equal(model.target["backbone"].bn1.running_mean, before["backbone.bn1.running_mean"])
+
+
+def test_the_target_gets_no_gradient_and_starts_as_the_online_network() -> None:
+    model = small_model()
+    assert all(not p.requires_grad for p in model.target.parameters())
+    for ours, theirs in zip(model.target.parameters(), model.online.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_heads_take_no_row_and_one_row(rows: int) -> None:
+    head = Head(8, hidden_size=6, out_size=4).train()
+    out = head(torch.randn(rows, 8))
+    out.sum().backward()
+    assert out.shape == (rows, 4)
+    assert all(torch.isfinite(p.grad).all() for p in head.parameters())
+    assert isinstance(head[1], nn.BatchNorm1d)
+    assert head[1].num_batches_tracked.item() == 0

@@ -1,0 +1,70 @@
+"""Refinement on features whose right grouping is known."""
+
+import numpy as np
+import torch
+
+from train.r2o.kmeans import seeding_uniforms
+from train.r2o.refine import clusters_in_use, pool_regions, refine
+
+
+def painted_scene(seed: int, size: int = 32, grid: int = 8) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Superpixels = grid cells; features = one of three directions by a known segmentation of the cells."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 3, (grid, grid))
+    directions = np.eye(3, 12) * 5
+    c4 = torch.from_numpy(directions[truth] + rng.normal(0, 0.05, (grid, grid, 12))).float().permute(2, 0, 1)
+    superpixels = torch.arange(grid * grid).view(grid, grid).repeat_interleave(size // grid, 0)
+    return c4, superpixels.repeat_interleave(size // grid, 1), truth
+
+
+def same_partition(a: np.ndarray, b: np.ndarray) -> bool:
+    pairs = set(zip(a.ravel().tolist(), b.ravel().tolist(), strict=True))
+    return len(pairs) == len({p[0] for p in pairs}) == len({p[1] for p in pairs})
+
+
+def refined(assign: str, num_clusters: int = 3) -> tuple[torch.Tensor, np.ndarray]:
+    scenes = [painted_scene(seed) for seed in range(4)]
+    maps = refine(
+        torch.stack([s[0] for s in scenes]),
+        torch.stack([s[1] for s in scenes]),
+        max_superpixels=70,
+        group_size=4,
+        uniforms=seeding_uniforms(num_clusters, seed=0, step=0, first_group=0, num_groups=1),
+        iterations=10,
+        assign=assign,
+    )
+    return maps, np.stack([s[2] for s in scenes])
+
+
+def test_cells_of_one_direction_become_one_mask_over_the_whole_group() -> None:
+    maps, truth = refined("cell")
+    assert maps.shape == (4, 8, 8)
+    assert same_partition(maps.numpy(), truth)
+
+
+def test_assigning_superpixels_gives_the_same_partition_on_a_finer_grid() -> None:
+    maps, truth = refined("superpixel")
+    assert maps.shape == (4, 32, 32)  # the map's own size, as 56 would be finer
+    assert same_partition(maps.numpy(), truth.repeat(4, 1).repeat(4, 2))
+
+
+def test_absent_superpixels_are_no_regions() -> None:
+    c4, superpixels, _ = painted_scene(0)
+    regions = pool_regions(c4[None], superpixels[None], max_superpixels=70)
+    assert regions.valid.tolist() == [[True] * 64 + [False] * 6]
+    torch.testing.assert_close(regions.features[0, :64], c4.flatten(1).T)
+
+
+def test_groups_do_not_depend_on_what_shares_the_batch() -> None:
+    scenes = [painted_scene(seed) for seed in range(4)]
+    c4, superpixels = torch.stack([s[0] for s in scenes]), torch.stack([s[1] for s in scenes])
+    settings = {"max_superpixels": 64, "group_size": 2, "iterations": 10}
+    uniforms = seeding_uniforms(4, seed=1, step=7, first_group=0, num_groups=2)
+    together = refine(c4, superpixels, uniforms=uniforms, **settings)
+    second = refine(c4[2:], superpixels[2:], uniforms=uniforms[1:], **settings)
+    assert torch.equal(together[2:], second)
+
+
+def test_clusters_in_use() -> None:
+    refined_map = torch.tensor([[[0, 0], [3, 3]], [[1, 1], [1, 1]]])
+    assert clusters_in_use(refined_map, num_clusters=4).tolist() == [2, 1]

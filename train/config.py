@@ -1,0 +1,233 @@
+"""Settings of pretraining (section `pretrain`) and of the VOC evaluation (section `eval_voc`).
+
+Defaults are the paper's ImageNet-1K recipe (A.1) and its VOC protocol (A.2). No torch here: dry runs are instant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.artifacts.errors import InputError
+from pipeline.artifacts.settings import Settings
+from train.r2o.schedules import num_clusters_at
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(ge=0)]
+Range = tuple[float, float]
+
+LR_BATCH_SIZE = 256  # base_lr is per this many images
+
+
+class DataSettings(Settings):
+    """What a sample looks like and in which order samples come. Sizes in pixels."""
+
+    image_size: Positive = 224
+    view_size: Positive = 224
+    crop_scale: Range = (0.08, 1.0)
+    crop_ratio: Range = (3 / 4, 4 / 3)
+    shuffle_lanes: Positive = Field(16, description="shards that are read side by side")
+    num_workers: Annotated[int, Field(ge=0)] = Field(4, description="decoding processes per rank")
+
+
+class AugmentSettings(Settings):
+    """BYOL's augmentations as the paper lists them (A.1). Pairs are (view 1, view 2)."""
+
+    flip_probability: Probability = 0.5
+    jitter_probability: Probability = 0.8
+    brightness: Rate = 0.4
+    contrast: Rate = 0.4
+    saturation: Rate = 0.2
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    grayscale_probability: Probability = 0.2
+    blur_probability: tuple[Probability, Probability] = (1.0, 0.1)
+    blur_kernel_size: Positive = Field(23, description="pixels, odd")
+    blur_sigma: Range = (0.1, 2.0)
+    solarize_probability: tuple[Probability, Probability] = (0.0, 0.2)
+    solarize_threshold: Annotated[int, Field(ge=0, le=255)] = 128
+
+    @model_validator(mode="after")
+    def _odd_kernel(self) -> Self:
+        if self.blur_kernel_size % 2 == 0:
+            raise ValueError(f"blur_kernel_size must be odd, not {self.blur_kernel_size}")
+        return self
+
+
+class ModelSettings(Settings):
+    """Backbone and heads (Section 4, Architecture; BYOL's 4096 → 256 heads)."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50"
+    head_hidden_size: Positive = 4096
+    projection_size: Positive = 256
+
+
+class RefineSettings(Settings):
+    """Region refinement (Section 3.1)."""
+
+    clustering_group_size: Positive = Field(32, description="consecutive images of the global batch per K-means")
+    kmeans_iterations: Positive = 10
+    normalize_features: bool = Field(True, description="L2-normalise rows before K-means")
+    assign: Literal["cell", "superpixel"] = "cell"
+
+
+class CurriculumSettings(Settings):
+    """Number of clusters K by epoch (Section 3.3, Eq. A1)."""
+
+    schedule: Literal["quarter_cosine", "linear", "constant"] = "quarter_cosine"
+    initial_num_clusters: Positive = 128
+    final_num_clusters: Positive = 4
+    hold_epochs: Rate = 40
+
+
+class OptimSettings(Settings):
+    """LARS and its schedules (A.1, Optimization)."""
+
+    base_lr: Rate = Field(0.3, description="per 256 images")
+    warmup_epochs: Rate = 3
+    momentum: Rate = 0.9
+    weight_decay: Rate = 1e-6
+    trust_coefficient: Rate = 1e-3
+    base_target_ema: Probability = 0.99
+
+
+class RunSettings(Settings):
+    """How a run is executed and watched; none of it changes what is computed, but for `precision`."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+    log_every_steps: Positive = 10
+    checkpoint_every_epochs: Positive = 1
+    keep_checkpoints: Positive = 2
+    panels_every_epochs: Positive = 10
+    panel_images: Positive = 8
+
+
+class PretrainSettings(Settings):
+    """One pretraining run."""
+
+    seed: int = 0
+    epochs: Positive = 300
+    global_batch_size: Positive = 4096
+    data: DataSettings = DataSettings()
+    augment: AugmentSettings = AugmentSettings()
+    model: ModelSettings = ModelSettings()
+    refine: RefineSettings = RefineSettings()
+    curriculum: CurriculumSettings = CurriculumSettings()
+    optim: OptimSettings = OptimSettings()
+    run: RunSettings = RunSettings()
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Self:
+        if self.global_batch_size % self.refine.clustering_group_size:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is no multiple of "
+                f"refine.clustering_group_size {self.refine.clustering_group_size}"
+            )
+        if self.curriculum.hold_epochs >= self.epochs:
+            raise ValueError(f"curriculum.hold_epochs {self.curriculum.hold_epochs} is not below epochs {self.epochs}")
+        return self
+
+    @property
+    def peak_lr(self) -> float:
+        """base_lr × global_batch_size / 256 (A.1)."""
+        return self.optim.base_lr * self.global_batch_size / LR_BATCH_SIZE
+
+    def num_clusters(self, epoch: float) -> int:
+        """K in `epoch` (0-based)."""
+        curriculum = self.curriculum
+        return num_clusters_at(
+            epoch,
+            schedule=curriculum.schedule,
+            initial=curriculum.initial_num_clusters,
+            final=curriculum.final_num_clusters,
+            hold_epochs=curriculum.hold_epochs,
+            total_epochs=self.epochs,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """How the samples of a set are cut into steps, and what each rank takes."""
+
+    num_samples: int
+    global_batch_size: int
+    num_ranks: int
+    epochs: int
+    warmup_epochs: float
+
+    @property
+    def local_batch_size(self) -> int:
+        """Images per rank and step."""
+        return self.global_batch_size // self.num_ranks
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in an epoch."""
+        return self.num_samples // self.global_batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the run."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the learning rate's warm-up."""
+        return round(self.warmup_epochs * self.steps_per_epoch)
+
+
+def plan_batches(settings: PretrainSettings, *, num_samples: int, num_ranks: int) -> BatchPlan:
+    """The batch arithmetic of a run.
+
+    Raises:
+        InputError: fewer samples than one global batch, or ranks that do not hold whole clustering groups.
+    """
+    batch, group = settings.global_batch_size, settings.refine.clustering_group_size
+    if num_samples < batch:
+        raise InputError(
+            f"the shards hold {num_samples} samples, less than one global batch of {batch}; "
+            "lower pretrain.global_batch_size or make more shards"
+        )
+    if batch % (num_ranks * group):
+        raise InputError(
+            f"{num_ranks} processes cannot share a global batch of {batch} in whole clustering groups of {group}; "
+            f"use a number of processes that divides {batch // group}"
+        )
+    return BatchPlan(
+        num_samples=num_samples,
+        global_batch_size=batch,
+        num_ranks=num_ranks,
+        epochs=settings.epochs,
+        warmup_epochs=settings.optim.warmup_epochs,
+    )
+
+
+class EvalVocSettings(Settings):
+    """FCN fine-tuning on a VOC2012-layout folder (A.2; where it is silent, MMSegmentation's defaults)."""
+
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    inits: Annotated[tuple[Literal["run", "random"], ...], Field(min_length=1)] = ("run",)
+    iterations: Positive = 30_000
+    batch_size: Positive = 16
+    lr: Rate = 0.01
+    momentum: Rate = 0.9
+    weight_decay: Rate = 1e-4
+    lr_drops: tuple[Probability, ...] = Field((0.7, 0.9), description="shares of the run at which lr drops tenfold")
+    crop_size: Positive = 513
+    scale_range: Range = (0.5, 2.0)
+    flip_probability: Probability = 0.5
+    max_class_share: Probability = Field(0.75, description="a crop where one class exceeds it is drawn again")
+    photometric_distortion: bool = True
+    head_channels: Positive = 256
+    head_convs: Positive = 2
+    head_dilation: Positive = 6
+    concat_input: bool = True
+    dropout: Probability = 0.1
+    auxiliary_weight: Rate = Field(0.4, description="0 leaves the auxiliary head on C4 out")
+    auxiliary_channels: Positive = 256
+    num_workers: Annotated[int, Field(ge=0)] = 4
+    report_classes: tuple[str, ...] = Field((), description="also the mean over these, where given")
+    log_every_iterations: Positive = 50

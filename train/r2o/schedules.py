@@ -1,0 +1,42 @@
+"""What changes over a run, as pure functions of epoch or step: K, learning rate, target EMA."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+# Share of (initial - final) that is left after a share `progress` in [0, 1] of the decay.
+K_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "quarter_cosine": lambda progress: math.cos(math.pi / 2 * progress),  # Eq. A1, as A.8's values need it
+    "linear": lambda progress: 1 - progress,
+    "constant": lambda progress: 1.0,
+}
+
+
+def num_clusters_at(
+    epoch: float, *, schedule: str, initial: int, final: int, hold_epochs: float, total_epochs: float
+) -> int:
+    """K in an epoch: `initial` before `hold_epochs`, then along the schedule to `final` at `total_epochs` (Eq. A1).
+
+    Eq. A1 is read as K_f + cos(π/2 · (t - t_α)/(T - t_α))·(K_0 - K_f), truncated: as printed it would end at 103,
+    while A.8 shows K(100) = 119, K(200) = 74, K(300) = 4.
+
+    Args:
+        epoch: 0-based; values past `total_epochs` give `final` (`initial` for the constant schedule).
+    """
+    progress = min(max((epoch - hold_epochs) / (total_epochs - hold_epochs), 0.0), 1.0)
+    return int(final + K_SCHEDULES[schedule](progress) * (initial - final) + 1e-9)
+
+
+def learning_rate_at(step: int, *, peak_lr: float, warmup_steps: int, total_steps: int) -> float:
+    """Learning rate of a 0-based step: linear from 0 to `peak_lr`, then a half cosine to 0 at `total_steps` (A.1)."""
+    if step < warmup_steps:
+        return peak_lr * step / warmup_steps
+    progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
+    return peak_lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def target_ema_at(step: int, *, base_target_ema: float, total_steps: int) -> float:
+    """τ of a 0-based step: from `base_target_ema` to 1 at `total_steps` along a half cosine (A.1)."""
+    progress = min(step / max(total_steps, 1), 1.0)
+    return 1 - (1 - base_target_ema) * (1 + math.cos(math.pi * progress)) / 2
