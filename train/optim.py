@@ -1,0 +1,77 @@
+"""LARS as BYOL uses it (A.1; DeepMind's form, where the learning rate comes last)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rate scaling, by multi-tensor operations.
+
+    Per tensor: g ← g + λw; g ← g · η‖w‖/‖g‖ (1 where a norm is 0); m ← μm + g; w ← w - lr·m.
+    Tensors of at most one dimension (biases, batch norm) are neither decayed nor adapted. No Nesterov.
+
+    Args:
+        lr: set `param_groups[...]["lr"]` before each step to follow a schedule.
+        trust_coefficient: η.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        lr: float = 0.0,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-6,
+        trust_coefficient: float = 1e-3,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+        }
+        super().__init__(parameters, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        assert closure is None, "LARS takes no closure"
+        for group in self.param_groups:
+            parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._update(parameters, group)
+
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        adapted = [p for p in parameters if p.ndim > 1]
+        plain = [p for p in parameters if p.ndim <= 1]
+        updates = _adapted_gradients(adapted, group["weight_decay"], group["trust_coefficient"]) if adapted else []
+        updates += [p.grad for p in plain if p.grad is not None]
+        ordered = [*adapted, *plain]
+        buffers = [self._momentum_buffer(p) for p in ordered]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, updates)
+        torch._foreach_add_(ordered, buffers, alpha=-group["lr"])
+
+    def _momentum_buffer(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        return state["momentum_buffer"]
+
+
+def _adapted_gradients(parameters: list[Tensor], weight_decay: float, trust_coefficient: float) -> list[Tensor]:
+    """(g + λw) · η‖w‖/‖g + λw‖ for each tensor."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    decayed = list(torch._foreach_add(gradients, parameters, alpha=weight_decay))
+    weight_norms = torch.stack(torch._foreach_norm(parameters))
+    gradient_norms = torch.stack(torch._foreach_norm(decayed))
+    usable = (weight_norms > 0) & (gradient_norms > 0)
+    ratios = torch.where(usable, trust_coefficient * weight_norms / gradient_norms, 1.0)
+    torch._foreach_mul_(decayed, list(ratios.unbind()))
+    return decayed
