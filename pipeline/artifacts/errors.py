@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -21,5 +22,6 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
         print(f"r2o: error: {error}", file=sys.stderr)
         return EXIT_INPUT_ERROR
     except KeyboardInterrupt:
-        print("r2o: interrupted; run the same command again to go on", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # every rank of a torchrun job is interrupted; one tells
+            print("r2o: interrupted; run the same command again to go on", file=sys.stderr)
         return EXIT_INTERRUPTED

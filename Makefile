@@ -1,0 +1,88 @@
+# `make` prints the verbs. Each makes .venv first, with everything at the versions of constraints.txt.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help install demo scenes shards preview pretrain eval-voc test lint bench clean
+
+PYTHON ?= python3
+VENV ?= .venv
+WORK ?= runs/demo
+TESTS ?= not slow and not system and not gpu
+PYTEST_ARGS ?=
+
+# What the user gives reaches the recipes as it was typed, through the environment: neither make nor a shell reads it.
+GIVEN := PYTHON VENV WORK TESTS IMAGES SHARDS RUN VOC CONFIG NPROC SET OUT PNG PYTEST_ARGS
+$(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
+export $(GIVEN)
+export PYTHONUTF8 = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+STAMP = $(VENV)/.installed
+R2O = "$$VENV/bin/python" -m pipeline.cli
+SETTINGS = $${CONFIG:+"--config=$$CONFIG"} $${SET:+--set $$SET}
+
+usage-scenes = make scenes OUT=<new folder>
+usage-shards = make shards IMAGES=<folder of images or of class folders> SHARDS=<new folder>
+usage-preview = make preview SHARDS=<folder of shards> PNG=<new file>
+usage-pretrain = make pretrain SHARDS=<folder of shards> RUN=<new folder> [NPROC=<processes>]
+usage-eval-voc = make eval-voc RUN=<folder of a run> VOC=<VOC2012 folder>
+
+help:
+	@echo 'make demo        the whole pipeline on generated images, in minutes; results in WORK=runs/demo'
+	@echo '$(usage-shards)'
+	@echo '$(usage-preview)'
+	@echo '$(usage-pretrain)'
+	@echo '$(usage-eval-voc)'
+	@echo '                 each of these also takes CONFIG=<file of configs/> and SET="section.key=value …"'
+	@echo 'make test        the tests without the slow ones; make lint: format, lint and types; make bench: speed'
+	@echo 'make clean       remove .venv and caches; runs and shards stay'
+
+demo: $(STAMP)
+	@set -f; $(R2O) run "--work=$$WORK" $${SET:+--set $$SET} -- "$${CONFIG:-configs/demo.yaml}"
+
+scenes: need-OUT $(STAMP)
+	@set -f; $(R2O) scenes "--out=$$OUT" $(SETTINGS)
+
+shards: need-IMAGES need-SHARDS $(STAMP)
+	@set -f; $(R2O) shards "--images=$$IMAGES" "--shards=$$SHARDS" $(SETTINGS)
+
+preview: need-SHARDS need-PNG $(STAMP)
+	@set -f; $(R2O) preview "--shards=$$SHARDS" "--out=$$PNG" $(SETTINGS)
+
+pretrain: need-SHARDS need-RUN $(STAMP)
+	@set -f; $(R2O) pretrain "--shards=$$SHARDS" "--run=$$RUN" $${NPROC:+"--nproc=$$NPROC"} $(SETTINGS)
+
+eval-voc: need-RUN need-VOC $(STAMP)
+	@set -f; $(R2O) eval-voc "--run=$$RUN" "--voc=$$VOC" $(SETTINGS)
+
+need-%:
+	@test -n "$$$*" || { echo 'r2o: error: $* is missing: $(usage-$(firstword $(MAKECMDGOALS)))' >&2; exit 2; }
+
+test: $(STAMP)
+	@set -f; "$$VENV/bin/python" -m pytest -m "$$TESTS" $$PYTEST_ARGS
+
+lint: $(STAMP)
+	@"$$VENV/bin/ruff" format --check .
+	@"$$VENV/bin/ruff" check .
+	@"$$VENV/bin/mypy"
+
+bench: $(STAMP)
+	@"$$VENV/bin/python" -m tests.benchmarks
+
+install: $(STAMP)
+
+# fast-slic's sdist names none of what its build needs, so that comes first and its build is not isolated.
+$(STAMP): pyproject.toml constraints.txt
+	@rm -f "$$VENV/.installed"
+	@"$$PYTHON" -c 'import sys; sys.exit("r2o needs Python 3.11 or newer: make PYTHON=python3.11 …" if sys.version_info < (3, 11) else 0)'
+	@command -v "$${CC:-cc}" >/dev/null || { echo 'r2o: error: no C compiler; install one (Debian: apt install build-essential)' >&2; exit 2; }
+	@echo "r2o: installing into $$VENV, once: some minutes, about 6 GB"
+	"$$PYTHON" -m venv "$$VENV"
+	"$$VENV/bin/python" -m pip install --quiet -c constraints.txt cython numpy setuptools wheel
+	"$$VENV/bin/python" -m pip install --quiet -c constraints.txt --no-build-isolation fast-slic
+	"$$VENV/bin/python" -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch "$$VENV/.installed"
+
+clean:
+	rm -rf "$$VENV" .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,8 @@
+"""Shape annotations of the method are checked in every test; tests leave the cores to each other."""
+
+import os
+
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+install_import_hook("train.r2o", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")

@@ -1,0 +1,156 @@
+"""The Makefile with a stand-in for .venv: what the user types arrives as typed, and nothing of it is run."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ODD = 'it\'s a "path" $(touch pwned) `touch pwned` $HOME ${HOME} $(shell touch pwned) ; * # & \\ ü'
+RECORDER = f"""#!{sys.executable}
+import json, os, sys
+with open(os.environ["RECORD"], "a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+if "fast-slic" in sys.argv and os.environ.get("FAIL"):
+    sys.exit(1)
+if sys.argv[1:3] == ["-m", "venv"]:
+    import shutil
+    os.makedirs(sys.argv[3] + "/bin")
+    shutil.copy(sys.argv[0], sys.argv[3] + "/bin/python")
+"""
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+class Checkout:
+    """A copy of what `make` reads, with a recording python."""
+
+    def __init__(self, folder: Path, *, installed: bool) -> None:
+        self.folder, self.record = folder, folder / "record"
+        for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / name, folder)
+        self.python = folder / "fake-python"
+        self.python.write_text(RECORDER)
+        self.python.chmod(0o755)
+        if installed:
+            (folder / ".venv" / "bin").mkdir(parents=True)
+            shutil.copy(self.python, folder / ".venv" / "bin" / "python")
+            (folder / ".venv" / ".installed").touch()
+
+    def make(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        self.record.write_text("")
+        kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+        return subprocess.run(
+            ["make", f"PYTHON={self.python}", *arguments], cwd=self.folder, capture_output=True, text=True,
+            env={**kept, "RECORD": str(self.record), "CC": "true", **environment},
+        )  # fmt: skip
+
+    @property
+    def calls(self) -> list[list[str]]:
+        return [json.loads(line) for line in self.record.read_text().splitlines()]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path, installed=True)
+
+
+@pytest.mark.parametrize(
+    ("verb", "given", "expected"),
+    [
+        ("shards", ("IMAGES", "SHARDS"), ["shards", "--images=", "--shards="]),
+        ("preview", ("SHARDS", "PNG"), ["preview", "--shards=", "--out="]),
+        ("pretrain", ("SHARDS", "RUN"), ["pretrain", "--shards=", "--run="]),
+        ("eval-voc", ("RUN", "VOC"), ["eval-voc", "--run=", "--voc="]),
+        ("scenes", ("OUT",), ["scenes", "--out="]),
+    ],
+)
+@pytest.mark.parametrize("through", ["command line", "environment"])
+def test_odd_paths_arrive_as_typed(
+    checkout: Checkout, verb: str, given: tuple[str, ...], expected: list[str], through: str
+) -> None:
+    values = {name: f"{name} {ODD}" for name in (*given, "CONFIG")}
+    if through == "environment":
+        done = checkout.make(verb, **values)
+    else:
+        done = checkout.make(verb, *(f"{name}={value}" for name, value in values.items()))
+    assert done.returncode == 0, done.stderr
+    (call,) = checkout.calls
+    wanted = [option + values[name] for option, name in zip([*expected[1:], "--config="], values, strict=True)]
+    assert call == ["-m", "pipeline.cli", expected[0], *wanted]
+    assert not list(checkout.folder.rglob("pwned"))
+
+
+def test_settings_and_processes_are_passed_on(checkout: Checkout) -> None:
+    checkout.make("pretrain", "SHARDS=s", "RUN=r", "NPROC=2", "SET=pretrain.seed=1 pretrain.x=[*]")
+    (call,) = checkout.calls
+    assert call[3:] == ["--shards=s", "--run=r", "--nproc=2", "--set", "pretrain.seed=1", "pretrain.x=[*]"]
+
+
+def test_demo_is_the_workflow_of_its_config(checkout: Checkout) -> None:
+    checkout.make("demo", "SET=pretrain.seed=1")
+    checkout.make("demo")
+    (call,) = checkout.calls
+    assert call[2:] == ["run", "--work=runs/demo", "--", "configs/demo.yaml"]
+    checkout.make("demo", "WORK=a b", "CONFIG=c d")
+    (call,) = checkout.calls
+    assert call[2:] == ["run", "--work=a b", "--", "c d"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["shards"], "IMAGES"), (["shards", "IMAGES=x"], "SHARDS"), (["pretrain", "SHARDS=x"], "RUN"),
+        (["eval-voc", "RUN=x"], "VOC"), (["preview", "SHARDS=x"], "PNG"), (["shards", "IMAGES=", "SHARDS=x"], "IMAGES"),
+    ],
+)  # fmt: skip
+def test_a_missing_variable_is_named_before_anything_is_installed(
+    tmp_path: Path, arguments: list[str], missing: str
+) -> None:
+    checkout = Checkout(tmp_path, installed=False)
+    done = checkout.make(*arguments)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[0].startswith(f"r2o: error: {missing} is missing: make {arguments[0]} ")
+    assert checkout.calls == []
+
+
+def test_install_happens_once_with_every_version_constrained(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path, installed=False)
+    assert checkout.make("test").returncode == 0
+    version_check, venv, *installs, tests = checkout.calls
+    assert version_check[0] == "-c"
+    assert venv == ["-m", "venv", ".venv"]
+    assert all(call[:3] == ["-m", "pip", "install"] and call[4:6] == ["-c", "constraints.txt"] for call in installs)
+    assert [call[6:] for call in installs] == [
+        ["cython", "numpy", "setuptools", "wheel"],
+        ["--no-build-isolation", "fast-slic"],
+        ["--no-build-isolation", "-e", ".[dev]"],
+    ]
+    assert tests == ["-m", "pytest", "-m", "not slow and not system and not gpu"]
+    checkout.make("test", "TESTS=", "PYTEST_ARGS=-q --durations=3")
+    assert checkout.calls == [["-m", "pytest", "-m", "", "-q", "--durations=3"]]
+
+
+def test_a_failed_install_leaves_no_valid_stamp(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path, installed=True)
+    os.utime(tmp_path / "constraints.txt", (2**31, 2**31))
+    shutil.rmtree(tmp_path / ".venv" / "bin")
+    assert checkout.make("test", FAIL="1").returncode != 0
+    assert not (tmp_path / ".venv" / ".installed").exists()
+
+
+def test_without_a_goal_the_verbs_are_printed(checkout: Checkout) -> None:
+    done = checkout.make()
+    assert checkout.calls == []
+    for verb in ("demo", "shards", "preview", "pretrain", "eval-voc", "test", "lint", "bench"):
+        assert f"make {verb}" in done.stdout
+
+
+def test_constraints_are_plain_pins() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(name and version and "/" not in line for line in lines for name, _, version in [line.partition("==")])
+    assert "fast-slic==0.4.0" in lines

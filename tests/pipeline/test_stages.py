@@ -1,0 +1,132 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pipeline import stages
+from pipeline.artifacts.fingerprint import fingerprint
+from pipeline.config import load_recipe
+from pipeline.stages import HOW_IT_RUNS, deciding, fingerprint_parts, workflow
+from train.config import EvalVocSettings, PretrainSettings
+
+WORK = Path("w")
+
+
+def graph(*overrides: str, work: Path = WORK) -> tuple[stages.Stage, ...]:
+    return workflow(load_recipe(None, overrides), work=work)
+
+
+def prints(*overrides: str, work: Path = WORK, version: str = "1", digest: str = "d") -> dict[str, str]:
+    made = graph(*overrides, work=work)
+    contents = {stage.name: dict.fromkeys(stage.inputs, digest) for stage in made}
+    parts = fingerprint_parts(made, contents=contents, version=version)
+    return {name: fingerprint(**part) for name, part in parts.items()}
+
+
+def redone(*overrides: str, base: tuple[str, ...] = (), **changes: object) -> set[str]:
+    before, after = prints(*base), prints(*base, *overrides, **changes)  # type: ignore[arg-type]
+    return {name for name in after if before[name] != after[name]}
+
+
+def test_the_demo_needs_nothing_from_outside() -> None:
+    needs = {stage.name: set(stage.needs) for stage in graph()}
+    assert needs == {
+        "scenes": set(),
+        "shards": {"scenes"},
+        "preview": {"shards"},
+        "pretrain": {"shards"},
+        "eval-voc": {"pretrain", "scenes"},
+    }
+    assert not any(stage.inputs for stage in graph())
+
+
+def test_own_images_and_voc_are_outside_inputs() -> None:
+    made = graph("workflow.images=/data/i", "workflow.voc=/data/v")
+    assert [stage.name for stage in made] == ["shards", "preview", "pretrain", "eval-voc"]
+    assert {s.name: dict(s.inputs) for s in made if s.inputs} == {
+        "shards": {"images": Path("/data/i")},
+        "eval-voc": {"voc": Path("/data/v")},
+    }
+    assert [stage.name for stage in graph("workflow.images=/data/i")] == ["shards", "preview", "pretrain"]
+    assert graph("workflow.voc=/data/v")[-1].needs == ("pretrain",)
+
+
+@pytest.mark.parametrize("overrides", [(), ("workflow.images=/i", "workflow.voc=/v"), ("workflow.voc=/v",)])
+def test_stages_come_after_their_needs_and_markers_lie_in_outputs(overrides: tuple[str, ...]) -> None:
+    seen: set[str] = set()
+    for stage in graph(*overrides):
+        assert seen.issuperset(stage.needs)
+        assert stage.output in (stage.marker, *stage.marker.parents)
+        seen.add(stage.name)
+
+
+def test_a_change_redoes_the_stage_and_what_follows_it_only() -> None:
+    everything = {"scenes", "shards", "preview", "pretrain", "eval-voc"}
+    assert redone("scenes.seed=5") == everything
+    assert redone("shards.superpixels.segments=50") == everything - {"scenes"}
+    assert redone("pretrain.seed=5") == {"pretrain", "eval-voc"}
+    assert redone("eval_voc.lr=5") == {"eval-voc"}
+    assert redone("workflow.preview_images=5") == {"preview"}
+    assert redone(version="2") == everything
+    own = ("workflow.images=/i", "workflow.voc=/v")
+    assert redone(base=own, digest="other") == everything - {"scenes"}
+
+
+def test_where_and_how_wide_it_runs_changes_nothing() -> None:
+    assert redone(work=Path("elsewhere")) == set()
+    assert redone("workflow.nproc=8", "shards.workers=3", "shards.max_bad_fraction=0.5") == set()
+    assert redone("pretrain.run.log_every_steps=7", "pretrain.data.num_workers=0", "eval_voc.num_workers=0") == set()
+    own = ("workflow.images=/i", "workflow.voc=/v")
+    assert prints(*own) == prints("workflow.images=/other", "workflow.voc=/else")
+
+
+def test_precision_and_memory_format_change_results() -> None:
+    assert redone("pretrain.run.precision=bf16") == {"pretrain", "eval-voc"}
+    assert redone("pretrain.run.channels_last=true") == {"pretrain", "eval-voc"}
+
+
+def test_how_it_runs_names_existing_settings() -> None:
+    for section, model in (("pretrain", PretrainSettings()), ("eval_voc", EvalVocSettings())):
+        whole, left = model.model_dump(mode="json"), deciding(section, model)
+        for dotted in HOW_IT_RUNS[section]:
+            inner, remaining = whole, left
+            *above, last = dotted.split(".")
+            for key in above:
+                inner, remaining = inner[key], remaining[key]
+            assert last in inner
+            assert last not in remaining
+
+
+def test_pretraining_itself_agrees_on_what_makes_a_run_another() -> None:
+    from pipeline.artifacts.manifest import Manifest
+    from train.pretrain import run_fingerprint
+
+    manifest = Manifest.model_construct(fingerprint="f")
+
+    def same_run(key: str, value: object) -> bool:
+        section, _, last = key.rpartition(".")
+        changed = PretrainSettings.model_validate({section: {last: value}} if section else {last: value})
+        return run_fingerprint(changed, manifest) == run_fingerprint(PretrainSettings(), manifest)
+
+    assert all(same_run(key, 7) for key in HOW_IT_RUNS["pretrain"])
+    assert not same_run("run.precision", "bf16")
+    assert not same_run("run.channels_last", True)
+    assert not same_run("seed", 7)
+
+
+def test_paths_reach_the_command_as_one_argument_each() -> None:
+    recipe = load_recipe()
+    stage = stages.shards_stage(
+        recipe,
+        images=Path("-a b'$(x)"),
+        shards=Path("s t"),
+        options=stages.config_arguments(Path("c d.yaml"), ["shards.seed=1"]),
+    )
+    assert stage.arguments == ("--images=-a b'$(x)", "--shards=s t", "--config=c d.yaml", "--set=shards.seed=1")
+
+
+def test_nproc_of_the_command_wins_over_the_configs() -> None:
+    recipe = load_recipe(None, ["workflow.nproc=3"])
+    made = [stages.pretrain_stage(recipe, shards=WORK, run=WORK, nproc=n) for n in (None, 5)]
+    assert [stage.resources.processes for stage in made] == [3, 5]
+    assert dataclasses.replace(made[0], resources=made[1].resources) == made[1]
