@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from train.r2o.kmeans import kmeans, seeding_uniforms, squared_distances
+from train.r2o.kmeans import _update_centres, kmeans, seeding_uniforms, squared_distances
 
 
 def blobs(seed: int, rows: int = 300, channels: int = 16, centres: int = 8) -> torch.Tensor:
@@ -103,14 +103,14 @@ def test_degenerate_rows_give_finite_centres_and_a_cluster_for_every_row(
     assert ((result.assignment >= 0) & (result.assignment < 5)).all()
 
 
-def test_an_empty_cluster_is_reseeded() -> None:
-    """Two seeds in one far blob: without reseeding, one of three blobs would never get a centre of its own."""
-    rows = torch.cat([torch.randn(30, 2) * 0.01 + torch.tensor(c) for c in ([0.0, 0.0], [9.0, 0.0], [0.0, 9.0])])[None]
-    used = [
-        len(set(kmeans(rows, everything(rows), uniforms=uniforms_of(30, s), iterations=10).assignment[0].tolist()))
-        for s in range(5)
-    ]
-    assert used == [30] * 5
+def test_empty_clusters_move_to_the_farthest_rows_one_each() -> None:
+    rows = torch.tensor([[[0.0, 0.0], [0.0, 1.0], [9.0, 0.0], [0.0, 7.0], [50.0, 50.0]]])
+    valid = torch.tensor([[True, True, True, True, False]])
+    centres = torch.tensor([[[0.0, 0.5], [-30.0, 0.0], [-30.0, 1.0]]])
+    distance, assignment = squared_distances(rows, centres).min(2)
+    assert assignment[0, :4].tolist() == [0, 0, 0, 0]
+    moved = _update_centres(rows, valid, centres, assignment, distance)
+    assert moved[0].tolist() == [[2.25, 2.0], [9.0, 0.0], [0.0, 7.0]]
 
 
 def test_squared_distances_are_exact_up_to_float32() -> None:

@@ -1,0 +1,61 @@
+"""Small real shards, made by the shard task itself (without Ray), for every test of the trainer."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.artifacts.files import write_atomic
+from pipeline.artifacts.manifest import MANIFEST_NAME, QUARANTINE_NAME, Manifest, encode_quarantine
+from preprocess.config import ShardSettings
+from preprocess.plan import Plan
+from preprocess.shard_task import make_shard
+from preprocess.sources import list_images
+
+
+def write_images(folder: Path, *, count: int, seed: int = 0) -> None:
+    """Photographs of a kind: smooth noise with a bright rectangle, in two classes, of uneven sizes."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        width, height = (int(v) for v in rng.integers(48, 96, 2))
+        noise = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        pixels = np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC)).copy()
+        pixels[height // 4 : height // 2, width // 4 : width // 2] = rng.integers(0, 256, 3)
+        path = folder / f"class{i % 2}" / f"{i:03d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path, quality=90)
+
+
+def write_shards(images: Path, folder: Path, settings: ShardSettings) -> Manifest:
+    """The shards of a folder of images, made one after the other in this process."""
+    plan = Plan(list_images(images), settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = [make_shard(task, folder=folder) for task in plan.tasks()]
+    stored = sum(r.stats.samples for r in results)
+    write_atomic(folder / QUARANTINE_NAME, encode_quarantine([]))
+    manifest = Manifest(
+        settings=settings.content(),
+        versions=plan.versions,
+        fingerprint=plan.fingerprint,
+        listed=len(plan.listing.images),
+        stored=stored,
+        quarantined=0,
+        ignored=0,
+        superpixel_size=settings.superpixels.size,
+        max_superpixels=max(r.max_superpixels for r in results),
+        quarantine_sha256="",
+        shards=tuple(r.stats for r in results),
+    )
+    write_atomic(folder / MANIFEST_NAME, manifest.encode())
+    return manifest
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """70 images in shards of 16: five shards, the last one shorter; label maps of 64 × 64."""
+    folder = tmp_path_factory.mktemp("trainer")
+    write_images(folder / "images", count=70)
+    settings = ShardSettings.model_validate({"images_per_shard": 16, "superpixels": {"size": 64, "segments": 25}})
+    write_shards(folder / "images", folder / "shards", settings)
+    return folder / "shards"

@@ -1,0 +1,129 @@
+"""Every operator against torchvision's (PIL's for solarize), one image at a time."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import v2
+
+from train.config import AugmentSettings
+from train.data.augment import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    AugmentParams,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    augment_views,
+    draw_params,
+    gaussian_blur,
+    normalize,
+)
+
+GENERATOR = torch.Generator().manual_seed(0)
+IMAGES = torch.rand(12, 3, 24, 24, generator=GENERATOR)
+IMAGES[0, :, :5] = 0.5  # grey pixels, whose hue is undefined
+IMAGES[1, :, :5] = 0.0
+IMAGES[2, :, :5] = 1.0
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "low", "high"),
+    [
+        (adjust_brightness, v2.functional.adjust_brightness, 0.6, 1.4),
+        (adjust_contrast, v2.functional.adjust_contrast, 0.6, 1.4),
+        (adjust_saturation, v2.functional.adjust_saturation, 0.8, 1.2),
+        (adjust_hue, v2.functional.adjust_hue, -0.5, 0.5),
+    ],
+)
+def test_colour_operators_equal_torchvisions(ours, theirs, low, high) -> None:
+    factors = torch.rand(12, generator=GENERATOR) * (high - low) + low
+    expected = torch.stack([theirs(image, factor.item()) for image, factor in zip(IMAGES, factors, strict=True)])
+    torch.testing.assert_close(ours(IMAGES, factors.view(-1, 1, 1, 1)), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel_size", [3, 9, 23])
+def test_blur_equals_torchvisions(kernel_size: int) -> None:
+    sigmas = torch.rand(12, generator=GENERATOR) * 1.9 + 0.1
+    expected = torch.stack(
+        [v2.functional.gaussian_blur(image, kernel_size, s.item()) for image, s in zip(IMAGES, sigmas, strict=True)]
+    )
+    torch.testing.assert_close(gaussian_blur(IMAGES, sigmas, kernel_size), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_kernel_wider_than_the_view_is_refused() -> None:
+    with pytest.raises(ValueError, match="blur_kernel_size 49"):
+        gaussian_blur(IMAGES, torch.ones(12), 49)
+
+
+def identity(count: int) -> dict[str, np.ndarray]:
+    return {
+        "factors": np.tile(np.array([1, 1, 1, 0], dtype=np.float32), (count, 1)),
+        "order": np.tile(np.arange(4), (count, 1)),
+        "jitter": np.zeros(count, dtype=bool),
+        "grayscale": np.zeros(count, dtype=bool),
+        "blur_sigma": np.zeros(count, dtype=np.float32),
+        "solarize": np.zeros(count, dtype=bool),
+    }
+
+
+def undone(normalized: torch.Tensor) -> torch.Tensor:
+    mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    return normalized * std + mean
+
+
+def test_solarize_equals_pils() -> None:
+    pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=GENERATOR)
+    params = AugmentParams(**{**identity(4), "solarize": np.array([True, False, True, True])})
+    ours = (undone(augment_views(pixels, params, AugmentSettings())) * 255).round().to(torch.uint8)
+    for i in range(4):
+        image = Image.fromarray(pixels[i].permute(1, 2, 0).numpy())
+        expected = np.asarray(ImageOps.solarize(image, threshold=128) if params.solarize[i] else image)
+        assert np.array_equal(ours[i].permute(1, 2, 0).numpy(), expected)
+
+
+def test_the_jitter_s_order_is_each_image_s_own_and_the_rest_follows_it() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [draw_params(rng, AugmentSettings()) for _ in range(20)]
+    params = AugmentParams(*(np.concatenate(field) for field in zip(*drawn, strict=True)))
+    pixels = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=GENERATOR)
+    operators = [v2.functional.adjust_brightness, v2.functional.adjust_contrast,
+                 v2.functional.adjust_saturation, v2.functional.adjust_hue]  # fmt: skip
+    ours = augment_views(pixels, params, AugmentSettings())
+    for i in range(40):
+        image = pixels[i].float() / 255
+        if params.jitter[i]:
+            for operation in params.order[i]:
+                image = operators[operation](image, float(params.factors[i, operation]))
+        if params.grayscale[i]:
+            image = v2.functional.rgb_to_grayscale(image, 3)
+        if params.blur_sigma[i] > 0:
+            image = v2.functional.gaussian_blur(image, 23, float(params.blur_sigma[i]))
+        if params.solarize[i]:
+            image = v2.functional.solarize(image, 128 / 255)
+        expected = v2.functional.normalize(image, list(IMAGENET_MEAN), list(IMAGENET_STD))
+        # a pixel within rounding of the solarize threshold may fall on either side
+        assert ((ours[i] - expected).abs() > 1e-3).float().mean() < 1e-3
+
+
+def test_probabilities_are_the_paper_s() -> None:
+    rng = np.random.default_rng(1)
+    drawn = [draw_params(rng, AugmentSettings()) for _ in range(4000)]
+    rates = {
+        "jitter": (0.8, 0.8), "grayscale": (0.2, 0.2), "solarize": (0.0, 0.2),
+    }  # fmt: skip
+    for name, expected in rates.items():
+        np.testing.assert_allclose(np.mean([getattr(d, name) for d in drawn], 0), expected, atol=0.03)
+    np.testing.assert_allclose(np.mean([d.blur_sigma > 0 for d in drawn], 0), (1.0, 0.1), atol=0.03)
+    factors = np.stack([d.factors for d in drawn])
+    np.testing.assert_allclose(factors.min((0, 1)), (0.6, 0.6, 0.8, -0.1), atol=0.01)
+    np.testing.assert_allclose(factors.max((0, 1)), (1.4, 1.4, 1.2, 0.1), atol=0.01)
+    sigma = np.array([d.blur_sigma[0] for d in drawn])
+    np.testing.assert_allclose((sigma.min(), sigma.max(), sigma.mean()), (0.1, 2.0, 1.05), atol=0.03)
+
+
+def test_normalize_equals_torchvisions() -> None:
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=GENERATOR)
+    expected = v2.functional.normalize(pixels.float() / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    torch.testing.assert_close(normalize(pixels), expected)

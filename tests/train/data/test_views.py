@@ -1,0 +1,195 @@
+"""The joint crop: image and label map see the same piece of the world."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from pipeline.artifacts.errors import InputError
+from pipeline.artifacts.sample import SampleMeta, encode_label_map
+from train.config import AugmentSettings, DataSettings
+from train.data.views import PixelBox, crop_label_map, decode_members, make_sample, random_crop_box
+
+PALETTE = np.random.default_rng(0).integers(30, 226, (16, 3)).astype(np.uint8)
+
+
+def rectangles(size: int = 128) -> np.ndarray:
+    return (np.arange(size)[:, None] // 32 * 4 + np.arange(size)[None, :] // 32).astype(np.uint8)
+
+
+def jpeg_of(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=100, subsampling=0)
+    return buffer.getvalue()
+
+
+def members(label_map: np.ndarray, pixels: np.ndarray) -> dict[str, bytes]:
+    meta = SampleMeta(
+        source="a.jpg", width=pixels.shape[1], height=pixels.shape[0], num_superpixels=int(label_map.max()) + 1
+    )
+    return {"jpg": jpeg_of(pixels), "superpixels.png": encode_label_map(label_map), "json": meta.encode()}
+
+
+def raw_sample(label_map: np.ndarray, pixels: np.ndarray, sample_id: int = 0, epoch: int = 0) -> dict[str, object]:
+    return {"__key__": "k", "sample_id": sample_id, "epoch": epoch, "members": members(label_map, pixels)}
+
+
+def interior(label_map: np.ndarray, margin: int) -> np.ndarray:
+    """Pixels whose whole neighbourhood has their own id."""
+    inside = np.ones(label_map.shape, dtype=bool)
+    for dy in range(-margin, margin + 1):
+        for dx in range(-margin, margin + 1):
+            inside &= np.roll(label_map, (dy, dx), (0, 1)) == label_map
+    inside[:margin] = inside[-margin:] = inside[:, :margin] = inside[:, -margin:] = False
+    return inside
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (100, 150), (190, 90)])
+def test_an_image_painted_from_its_label_map_stays_equal_to_it_through_the_joint_crop(shape: tuple[int, int]) -> None:
+    label_map = rectangles()
+    painted = PALETTE[label_map]
+    pixels = np.asarray(Image.fromarray(painted).resize(shape[::-1], Image.Resampling.NEAREST))
+    flips = set()
+    for sample_id in range(30):
+        sample = make_sample(
+            raw_sample(label_map, pixels, sample_id),
+            seed=0,
+            data=DataSettings(view_size=64, image_size=64),
+            augment=AugmentSettings(),
+            max_superpixels=16,
+        )
+        for v in (0, 1):
+            box, flip = tuple(sample.crop_box[v].tolist()), bool(sample.flipped[v])
+            flips.add(flip)
+            cropped = crop_label_map(label_map, box, flipped=flip, size=(64, 64))
+            view = sample.views[v].transpose(1, 2, 0).astype(int)
+            # bicubic ringing and JPEG reach a few source pixels over a border, so compare inside regions
+            margin = int(np.ceil(5 * 64 / (min(shape) * (box[2] - box[0]))) + 2)
+            inside = interior(cropped, min(margin, 14))
+            if inside.any():
+                error = np.abs(view - PALETTE[cropped])[inside]
+                assert error.mean() < 2, (sample_id, v)
+                assert np.percentile(error, 99) < 12, (sample_id, v)
+    assert flips == {False, True}
+
+
+def test_the_joint_crop_of_borders_is_exact_for_whole_pixels() -> None:
+    label_map = rectangles()
+    cropped = crop_label_map(label_map, (0.25, 0.5, 0.75, 1.0), flipped=False, size=(64, 64))
+    assert np.array_equal(cropped, label_map[64:128, 32:96])
+    flipped = crop_label_map(label_map, (0.25, 0.5, 0.75, 1.0), flipped=True, size=(64, 64))
+    assert np.array_equal(flipped, label_map[64:128, 32:96][:, ::-1])
+    assert np.array_equal(crop_label_map(label_map, (0, 0, 1, 1), flipped=False, size=(128, 128)), label_map)
+
+
+def test_no_id_appears_that_was_not_in_the_box() -> None:
+    rng = np.random.default_rng(0)
+    label_map = rng.integers(0, 100, (56, 56))
+    for _ in range(50):
+        low = rng.uniform(0, 0.7, 2)
+        high = low + rng.uniform(0.1, 0.3, 2)
+        cropped = crop_label_map(label_map, (*low, *high), flipped=bool(rng.random() < 0.5), size=(40, 30))
+        rows = slice(int(low[1] * 56), int(np.ceil(high[1] * 56)))
+        columns = slice(int(low[0] * 56), int(np.ceil(high[0] * 56)))
+        assert set(np.unique(cropped)) <= set(np.unique(label_map[rows, columns]))
+
+
+def test_crop_boxes_are_distributed_as_torchvisions() -> None:
+    """Same mean and spread of area share, aspect and centre over many draws, on a wide image."""
+    rng = np.random.default_rng(0)
+    size = {"width": 320, "height": 200}
+    ours = [random_crop_box(rng, **size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)) for _ in range(4000)]
+    torch.manual_seed(0)
+    transform = v2.RandomResizedCrop(10, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+    theirs = []
+    for _ in range(4000):
+        p = transform.make_params([torch.zeros(3, 200, 320)])
+        theirs.append(PixelBox(p["left"], p["top"], p["left"] + p["width"], p["top"] + p["height"]))
+
+    def statistics(boxes: list[PixelBox]) -> np.ndarray:
+        b = np.array(boxes, dtype=float)
+        width, height = b[:, 2] - b[:, 0], b[:, 3] - b[:, 1]
+        values = np.stack(
+            [width * height / 64000, np.log(width / height), (b[:, 0] + b[:, 2]) / 640, (b[:, 1] + b[:, 3]) / 400]
+        )
+        return np.concatenate([values.mean(1), values.std(1)])
+
+    np.testing.assert_allclose(statistics(ours), statistics(theirs), atol=0.02)
+    assert all(0 <= b.left < b.right <= 320 and 0 <= b.top < b.bottom <= 200 for b in ours)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 500), (500, 1), (3, 7)])
+def test_extreme_images_have_a_box(width: int, height: int) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        box = random_crop_box(rng, width=width, height=height, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+        assert 0 <= box.left < box.right <= width
+        assert 0 <= box.top < box.bottom <= height
+
+
+def test_views_are_torchvisions_crop_and_bicubic_resize() -> None:
+    rng = np.random.default_rng(3)
+    noise = rng.integers(0, 256, (16, 20, 3), dtype=np.uint8)
+    pixels = np.asarray(Image.fromarray(noise).resize((200, 160), Image.Resampling.BICUBIC))
+    raw = raw_sample(rectangles(), pixels)
+    sample = make_sample(
+        raw, seed=1, data=DataSettings(view_size=96, image_size=80), augment=AugmentSettings(), max_superpixels=16
+    )
+    decoded, _ = decode_members(raw["members"], key="k", max_superpixels=16)
+    tensor = torch.from_numpy(decoded.copy()).permute(2, 0, 1)
+    for v in (0, 1):
+        left, top, right, bottom = (sample.crop_box[v] * np.array([200, 160, 200, 160])).round().astype(int)
+        expected = v2.functional.resized_crop(
+            tensor, top, left, bottom - top, right - left, [96, 96], v2.InterpolationMode.BICUBIC, antialias=True
+        )
+        expected = expected.flip(2) if sample.flipped[v] else expected
+        difference = np.abs(expected.numpy().astype(int) - sample.views[v])
+        assert difference.max() <= 2  # Pillow and torch round their fixed-point weights differently
+        assert difference.mean() < 0.2
+    whole = v2.functional.resize(tensor, [80, 80], v2.InterpolationMode.BICUBIC, antialias=True)
+    assert np.abs(whole.numpy().astype(int) - sample.image).max() <= 1
+
+
+def test_the_same_seed_epoch_and_sample_give_the_same_views_and_another_epoch_others() -> None:
+    pixels = PALETTE[rectangles()]
+    settings = {"seed": 5, "data": DataSettings(view_size=32), "augment": AugmentSettings(), "max_superpixels": 16}
+    first, again, later = (make_sample(raw_sample(rectangles(), pixels, 9, e), **settings) for e in (2, 2, 3))
+    assert np.array_equal(first.views, again.views)
+    assert not np.array_equal(first.crop_box, later.crop_box)
+
+
+def broken(member: str, data: bytes | None) -> dict[str, bytes]:
+    good = members(rectangles(), PALETTE[rectangles()])
+    if data is None:
+        del good[member]
+    else:
+        good[member] = data
+    return good
+
+
+GOOD = members(rectangles(), PALETTE[rectangles()])
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (broken("superpixels.png", None), "no member superpixels.png"),
+        (broken("jpg", GOOD["jpg"][: len(GOOD["jpg"]) // 2]), "damaged"),
+        (broken("superpixels.png", GOOD["superpixels.png"][:60]), "damaged"),
+        (broken("json", b"{}"), "damaged"),
+        (broken("json", json.dumps({**json.loads(GOOD["json"]), "width": 5}).encode()), "not what its json says"),
+        (broken("json", json.dumps({**json.loads(GOOD["json"]), "num_superpixels": 15}).encode()), "not what"),
+    ],
+)
+def test_a_damaged_sample_is_named(found: dict[str, bytes], message: str) -> None:
+    with pytest.raises(InputError, match=f"sample 000000042.*{message}"):
+        decode_members(found, key="000000042", max_superpixels=16)
+
+
+def test_an_id_above_the_manifests_bound_is_found() -> None:
+    with pytest.raises(InputError, match="not what its json says"):
+        decode_members(GOOD, key="k", max_superpixels=15)

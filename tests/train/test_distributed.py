@@ -1,0 +1,99 @@
+"""Two gloo ranks are one big batch: batch norm with uneven rows, and a whole run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from train.metrics import read_log
+
+PROGRAM = Path(__file__).with_name("rank_program.py")
+ROWS = {"uneven": (5, 3), "one": (4, 1), "none": (6, 0)}
+RUN = {
+    "pretrain": {
+        "epochs": 2,
+        "global_batch_size": 16,
+        "data": {"image_size": 64, "view_size": 64, "num_workers": 0},
+        "augment": {"blur_kernel_size": 5},
+        "model": {"backbone": "resnet18", "head_hidden_size": 64, "projection_size": 16},
+        "refine": {"clustering_group_size": 8},
+        "curriculum": {"initial_num_clusters": 12, "hold_epochs": 0},
+        "optim": {"base_lr": 1.0, "warmup_epochs": 0.5},
+        "run": {"log_every_steps": 1},
+    }
+}
+
+
+@pytest.fixture(scope="module")
+def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The same run on one rank and on two."""
+    folders = {}
+    for ranks in (1, 2):
+        folders[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}")
+        config = folders[ranks] / "config.yaml"
+        config.write_text(yaml.safe_dump(RUN))
+        launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        command = [sys.executable, *launcher, str(PROGRAM), str(folders[ranks]), str(shards), str(config)]
+        subprocess.run(command, check=True, timeout=240)
+    return folders
+
+
+def as_one_batch(rows: tuple[int, int]) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(sum(rows), 4, 3, generator=generator).double().requires_grad_()
+    weights = torch.randn(sum(rows), 4, 3, generator=generator).double()
+    norm = nn.BatchNorm1d(4).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 2.0, -1.0, 0.5]))
+        norm.bias.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    out = norm(x)
+    (out * weights).sum().backward()
+    return {
+        "out": out.detach(), "grad": x.grad, "weight_grad": norm.weight.grad, "bias_grad": norm.bias.grad,
+        "running_mean": norm.running_mean, "running_var": norm.running_var,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_batch_norm_over_ranks_equals_one_over_all_rows(runs: dict[int, Path], case: str) -> None:
+    first, second = (torch.load(runs[2] / f"batch-norm-{r}.pt", weights_only=True)[case] for r in (0, 1))
+    expected = as_one_batch(ROWS[case])
+    for name in ("out", "grad"):
+        torch.testing.assert_close(
+            torch.cat([first[name], second[name]]).double(), expected[name], atol=1e-5, rtol=1e-5
+        )
+    for name in ("weight_grad", "bias_grad"):
+        torch.testing.assert_close((first[name] + second[name]).double(), expected[name], atol=1e-5, rtol=1e-5)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(first[name].double(), expected[name], atol=1e-5, rtol=1e-5)
+        assert torch.equal(first[name], second[name])
+
+
+def test_one_row_in_all_and_none_give_the_bias_and_no_nan(runs: dict[int, Path]) -> None:
+    first, second = (torch.load(runs[2] / f"batch-norm-{r}.pt", weights_only=True) for r in (0, 1))
+    for case in ("single", "empty"):
+        for result in (first[case], second[case]):
+            assert all(torch.isfinite(tensor).all() for tensor in result.values())
+    assert first["empty"]["out"].shape == (0, 4, 3)
+    spread = (first["single"]["out"] - torch.tensor([0.0, 1.0, 2.0, 3.0])[:, None]).mean(2)
+    torch.testing.assert_close(spread, torch.zeros(1, 4), atol=1e-5, rtol=0)
+
+
+def test_a_run_on_two_ranks_equals_the_run_on_one(runs: dict[int, Path]) -> None:
+    one, two = (read_log(runs[r] / "run") for r in (1, 2))
+    assert len(one) == len(two) == 8
+    for a, b in zip(one, two, strict=True):
+        assert a["num_clusters"] == b["num_clusters"]
+        # steps 0 and 1 run on the initial weights (the warm-up's first rate is 0); afterwards float32 sums in another
+        # order grow, step by step, through batch norms over few rows
+        tolerance = 2e-3 if a["step"] < 2 else 3e-2
+        for name in ("loss", "valid_fraction", "clusters_in_use", "grad_norm"):
+            assert a[name] == pytest.approx(b[name], rel=tolerance), (a["step"], name)
+    models = [torch.load(runs[r] / "run" / "backbone.pt", weights_only=True)["state_dict"] for r in (1, 2)]
+    for name, weight in models[0].items():
+        if weight.ndim > 1:
+            assert (models[1][name] - weight).norm() < 0.01 * weight.norm(), name

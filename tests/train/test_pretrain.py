@@ -1,0 +1,146 @@
+"""A whole run: what it leaves, that it learns, and that a killed run goes on as if it had never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from train import pretrain
+from train.checkpoint import checkpoints
+from train.export import load_backbone
+from train.metrics import read_log
+
+SMALL = {
+    "pretrain": {
+        "epochs": 4,
+        "global_batch_size": 16,
+        "data": {"image_size": 64, "view_size": 64, "num_workers": 1},
+        "augment": {"blur_kernel_size": 5},
+        "model": {"backbone": "resnet18", "head_hidden_size": 64, "projection_size": 16},
+        "refine": {"clustering_group_size": 8},
+        "curriculum": {"initial_num_clusters": 12, "hold_epochs": 1},
+        "optim": {"base_lr": 8.0, "warmup_epochs": 0.5},
+        "run": {"log_every_steps": 1, "panels_every_epochs": 2, "panel_images": 3},
+    }
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    return path
+
+
+def command(shards: Path, run: Path, config: Path) -> list[str]:
+    return [sys.executable, "-m", "train.pretrain", f"--shards={shards}", f"--run={run}", f"--config={config}"]
+
+
+def start(*arguments: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command(*arguments), env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(*arguments: Path) -> str:
+    process = start(*arguments)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    return errors
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    finish(shards, run, config)
+    return run
+
+
+def test_the_run_folder_explains_itself(undisturbed: Path) -> None:
+    assert sorted(p.name for p in undisturbed.iterdir()) == [
+        "backbone.pt", "checkpoints", "config.yaml", "log.jsonl", "panels", "run.json",
+    ]  # fmt: skip
+    record = json.loads((undisturbed / "run.json").read_text())
+    assert record["samples"] == 70
+    assert record["versions"]["torch"] == torch.__version__
+    assert yaml.safe_load((undisturbed / "config.yaml").read_text())["pretrain"]["optim"]["momentum"] == 0.9
+    assert [p.name for p in checkpoints(undisturbed)] == ["epoch-0003.pt", "epoch-0004.pt"]
+    assert load_backbone(undisturbed / "backbone.pt").name == "resnet18"
+
+
+def test_the_log_tells_every_step_by_its_schedule(undisturbed: Path) -> None:
+    log = read_log(undisturbed)
+    assert [line["step"] for line in log] == list(range(16))
+    # K(e) = 4 + cos(π/2·(e-1)/3)·8 from epoch 1 on
+    assert [log[4 * e]["num_clusters"] for e in range(4)] == [12, 12, 10, 8]
+    assert log[0]["lr"] == 0
+    assert log[2]["lr"] == pytest.approx(8.0 * 16 / 256)  # the end of two steps of warm-up
+    assert all(0 <= line["loss"] <= 8 and 0 < line["valid_fraction"] <= 1 for line in log)
+
+
+def test_it_learns(undisturbed: Path) -> None:
+    losses = [line["loss"] for line in read_log(undisturbed)]
+    assert np.mean(losses[-4:]) < 0.8 * losses[0]
+
+
+def test_panels_are_pictures_of_the_stated_size(undisturbed: Path) -> None:
+    panels = sorted(p.name for p in (undisturbed / "panels").iterdir())
+    assert panels == ["epoch-0000.png", "epoch-0002.png", "epoch-0004.png", "over_training.png"]
+    with Image.open(undisturbed / "panels" / "over_training.png") as picture:
+        assert picture.width == (2 + 3) * 166 + 6
+        assert picture.height == 16 + 3 * 166 + 6
+        assert len(picture.getcolors(1 << 24)) > 1000
+
+
+def test_a_run_killed_between_epochs_ends_with_the_same_bits(
+    undisturbed: Path, shards: Path, config: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "killed"
+    process = start(shards, run, config)
+    while len(checkpoints(run)) < 1 and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = int(checkpoints(run)[-1].stem.split("-")[1])
+    assert process.returncode == -signal.SIGKILL
+    assert not (run / "backbone.pt").exists()
+    assert f"going on after epoch {done}" in finish(shards, run, config)
+    ours, theirs = read_log(run), read_log(undisturbed)
+    timing = {"images_per_second", "data_wait"}
+    assert [{k: v for k, v in a.items() if k not in timing} for a in ours] == [
+        {k: v for k, v in b.items() if k not in timing} for b in theirs
+    ]
+    assert (run / "backbone.pt").read_bytes() == (undisturbed / "backbone.pt").read_bytes()
+
+
+def run_main(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as error:
+        sys.exit(pretrain.exit_code_of(lambda: pretrain.main([str(a) for a in arguments])))
+    assert error.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_mistakes_are_one_line(
+    undisturbed: Path, shards: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    base = ["--run", tmp_path / "run", "--config", config]
+    assert "no such folder" in run_main(capsys, "--shards", tmp_path / "none", *base)
+    assert "no manifest.json" in run_main(capsys, "--shards", tmp_path, *base)
+    other = ["--shards", shards, "--run", undisturbed, "--config", config, "--set", "pretrain.optim.base_lr=2"]
+    assert "pretrain.optim.base_lr: 8.0 → 2.0" in run_main(capsys, *other)
+    too_large = ["--shards", shards, *base, "--set", "pretrain.global_batch_size=128"]
+    assert "hold 70 samples, less than one global batch of 128" in run_main(capsys, *too_large)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "3 processes cannot share a global batch of 16" in run_main(capsys, "--shards", shards, *base)
+    assert not (tmp_path / "run").exists()

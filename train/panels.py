@@ -1,0 +1,84 @@
+"""Pictures of refinement: image, superpixels and refined masks of fixed images, and how the masks change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline.artifacts.files import atomic_writer
+from pipeline.artifacts.pictures import (
+    MARGIN,
+    colour_regions,
+    draw_boundaries,
+    resize_labels,
+    sheet,
+)
+from train.config import PretrainSettings
+from train.data.augment import normalize
+from train.data.stream import ShardReader
+from train.data.views import decode_members
+from train.r2o.kmeans import seeding_uniforms
+from train.r2o.model import R2O
+
+FOLDER = "panels"
+TILE = 160  # pixels
+MAX_HISTORY_COLUMNS = 8
+
+
+class Panels:
+    """Draws one clustering group of fixed images, evenly spaced over the shards, whenever it is asked to."""
+
+    def __init__(self, reader: ShardReader, settings: PretrainSettings, device: torch.device) -> None:
+        count = settings.refine.clustering_group_size
+        ids = np.linspace(0, reader.manifest.stored - 1, count).astype(int)
+        raw = [reader.read(int(sample_id)) for sample_id in ids]
+        decoded = [decode_members(r.members, key=r.key, max_superpixels=reader.manifest.max_superpixels) for r in raw]
+        size = settings.data.image_size
+        images = [np.asarray(Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC)) for p, _ in decoded]
+        superpixels = [s.astype(np.int32) for _, s in decoded]
+        self._settings, self._device = settings, device
+        self._images = normalize(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device))
+        self._superpixels = torch.from_numpy(np.stack(superpixels)).to(device)
+        self._tiles = [
+            [np.asarray(Image.fromarray(image).resize((TILE, TILE))), resize_labels(labels, (TILE, TILE))]
+            for image, labels in zip(images, superpixels, strict=True)
+        ][: settings.run.panel_images]
+
+    def refined_maps(self, model: R2O, *, num_clusters: int) -> np.ndarray:
+        """Refined maps (N, h, w) of the fixed images. Every rank must take part: batch statistics are shared."""
+        uniforms = seeding_uniforms(num_clusters, seed=self._settings.seed, step=0, first_group=0, num_groups=1)
+        return model.refine(self._images, self._superpixels, uniforms.to(self._device)).cpu().numpy()
+
+    def draw(self, run: Path, refined_maps: np.ndarray, *, epoch: int, num_clusters: int) -> Path:
+        """Write `panels/epoch-0003.png` (epochs done), and `panels/over_training.png` from all there are."""
+        rows = [
+            [image, draw_boundaries(image, labels), colour_regions(resize_labels(m, (TILE, TILE)), image=image)]
+            for (image, labels), m in zip(self._tiles, refined_maps, strict=False)
+        ]
+        folder = run / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"epoch-{epoch:04d}.png"
+        _save(sheet(rows, ["image", "superpixels", f"epoch {epoch}, K = {num_clusters}"]), path)
+        _save(_over_training(sorted(folder.glob("epoch-*.png"))), folder / "over_training.png")
+        return path
+
+
+def _over_training(panels: list[Path]) -> Image.Image:
+    """The first panel's image and superpixels, then the refined column of up to 8 panels, first and last included."""
+    chosen = np.unique(np.linspace(0, len(panels) - 1, MAX_HISTORY_COLUMNS).round().astype(int))
+    column = TILE + MARGIN
+    with Image.open(panels[0]) as first:
+        joined = Image.new("RGB", (column * (2 + len(chosen)) + MARGIN, first.height), "white")
+        joined.paste(first.crop((0, 0, 2 * column, first.height)), (0, 0))
+    for place, index in enumerate(chosen):
+        with Image.open(panels[index]) as panel:
+            joined.paste(panel.crop((2 * column, 0, 3 * column + MARGIN, panel.height)), ((2 + place) * column, 0))
+    return joined
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with atomic_writer(path) as file:
+        picture.save(file, format="PNG")

@@ -1,0 +1,293 @@
+"""Pretrain: build → resume → loop → save. (`r2o pretrain` starts it.)
+
+By hand: `torchrun --nproc-per-node 8 -m -- train.pretrain --shards … --run … --config …`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+import yaml
+from torch import nn
+
+from pipeline.artifacts.errors import InputError, exit_code_of
+from pipeline.artifacts.files import write_atomic
+from pipeline.artifacts.fingerprint import differences, fingerprint
+from pipeline.artifacts.manifest import Manifest
+from pipeline.artifacts.progress import Progress
+from pipeline.artifacts.settings import dump_settings, load_settings
+from train.checkpoint import restore_checkpoint, save_checkpoint
+from train.config import BatchPlan, PretrainSettings, plan_batches
+from train.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from train.data.loader import HostBatch, host_batches
+from train.data.stream import ShardReader
+from train.distributed import World, distribute, wait_for_all, world_from_environment
+from train.export import BACKBONE_NAME, save_backbone
+from train.metrics import RunLog
+from train.models.backbone import ResNetBackbone
+from train.optim import LARS
+from train.panels import Panels
+from train.step import StepFigures, build_model, train_step, unwrapped
+
+CONFIG_NAME = "config.yaml"
+MAIN_SPEAKS_FIRST = 10.0  # seconds
+RECORD_NAME = "run.json"  # settings' fingerprint, versions, commit and command
+
+
+_WATCHING = ("log_every_steps", "checkpoint_every_epochs", "keep_checkpoints", "panels_every_epochs", "panel_images")
+
+
+def run_fingerprint(settings: PretrainSettings, manifest: Manifest) -> str:
+    """What decides the weights of a run: its settings but for how it is watched, and its shards."""
+    decisive = settings.model_dump(mode="json", exclude={"run": {*_WATCHING}, "data": {"num_workers"}})
+    return fingerprint(settings=decisive, shards=manifest.fingerprint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run that has been checked: settings, shards and run folder fit together."""
+
+    settings: PretrainSettings
+    manifest: Manifest
+    plan: BatchPlan
+    shards: Path
+    run: Path
+    fingerprint: str
+
+
+def check_job(settings: PretrainSettings, *, shards: Path, run: Path, num_ranks: int) -> Job:
+    """Everything that can be known to be wrong before a process group is built; reads small files only.
+
+    Raises:
+        InputError: shards, run folder, settings and number of ranks do not fit together.
+    """
+    manifest = Manifest.read(shards)
+    plan = plan_batches(settings, num_samples=manifest.stored, num_ranks=num_ranks)
+    ShardReader(shards, manifest).check_files()
+    identity = run_fingerprint(settings, manifest)
+    _check_run_folder(run, settings, identity)
+    return Job(settings=settings, manifest=manifest, plan=plan, shards=shards, run=run, fingerprint=identity)
+
+
+def pretrain(job: Job, world: World) -> None:
+    """Train to the end from the newest checkpoint, and leave `backbone.pt`."""
+    settings = job.settings
+    if world.is_main:
+        _describe_run(job)
+    wait_for_all(world)
+    r2o = build_model(settings, max_superpixels=job.manifest.max_superpixels).to(world.device).train()
+    optimizer = LARS(
+        [p for p in r2o.parameters() if p.requires_grad],
+        momentum=settings.optim.momentum,
+        weight_decay=settings.optim.weight_decay,
+        trust_coefficient=settings.optim.trust_coefficient,
+    )
+    first_epoch = restore_checkpoint(job.run, r2o, optimizer, fingerprint=job.fingerprint)
+    if settings.run.channels_last:
+        r2o = r2o.to(memory_format=torch.channels_last)
+    _Loop(job, world, distribute(r2o, world), optimizer).train(first_epoch)
+    if world.is_main:
+        path = job.run / BACKBONE_NAME
+        backbone = r2o.online["backbone"]
+        assert isinstance(backbone, ResNetBackbone)
+        save_backbone(
+            path,
+            backbone=backbone,
+            name=settings.model.backbone,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            fingerprint=job.fingerprint,
+        )
+        print(f"pretrain: {job.plan.total_steps} steps done; backbone in {path}", file=sys.stderr)
+
+
+class _Loop:
+    """The steps of a run, and what is written between them."""
+
+    def __init__(self, job: Job, world: World, model: nn.Module, optimizer: LARS) -> None:
+        self.job, self.world, self.model, self.optimizer = job, world, model, optimizer
+        self.settings, self.plan = job.settings, job.plan
+        self.reader = ShardReader(job.shards, job.manifest)
+        self.panels = Panels(self.reader, job.settings, world.device)
+
+    def train(self, first_epoch: int) -> None:
+        """Run all steps that are left after `first_epoch` epochs."""
+        plan, world = self.plan, self.world
+        first_step = first_epoch * plan.steps_per_epoch
+        self.log = RunLog(self.job.run, first_step=first_step) if world.is_main else None
+        if first_epoch and world.is_main:
+            print(f"pretrain: going on after epoch {first_epoch} (step {first_step})", file=sys.stderr)
+        if first_epoch == 0:
+            self._draw_panels(0)
+        batches = host_batches(
+            self.reader,
+            self.settings,
+            range(first_step, plan.total_steps),
+            rank=world.rank,
+            num_ranks=world.size,
+            pin_memory=world.device.type == "cuda",
+        )
+        progress = Progress("pretrain", plan.total_steps, "steps", done=first_step)
+        clock = _Clock()
+        for step, host in enumerate(clock.waiting(batches), start=first_step):
+            figures = train_step(
+                self.model, self.optimizer, host, step=step, settings=self.settings, plan=plan, world=world
+            )
+            self._tell(step, figures, clock, progress)
+            if (step + 1) % plan.steps_per_epoch == 0:
+                self._end_epoch((step + 1) // plan.steps_per_epoch)
+
+    def _tell(self, step: int, figures: StepFigures, clock: _Clock, progress: Progress) -> None:
+        if self.log is None:
+            return
+        last = step + 1 == self.plan.total_steps
+        epoch = step // self.plan.steps_per_epoch
+        if step % self.settings.run.log_every_steps == 0 or last:
+            speed = clock.since_last_report(self.plan.global_batch_size)
+            self.log.write(step=step, epoch=epoch, **figures._asdict(), **speed)
+        progress.advance(
+            1,
+            f"epoch {epoch + 1}/{self.plan.epochs}  loss {figures.loss:.4f}  K {figures.num_clusters}  "
+            f"lr {figures.lr:.3g}  {clock.images_per_second(self.plan.global_batch_size):.3g} images/s  "
+            f"data_wait {clock.data_wait:.1%}",
+        )
+
+    def _end_epoch(self, epoch: int) -> None:
+        run, last = self.settings.run, epoch == self.plan.epochs
+        if epoch % run.panels_every_epochs == 0 or last:
+            self._draw_panels(epoch)
+        if self.world.is_main and (epoch % run.checkpoint_every_epochs == 0 or last):
+            save_checkpoint(
+                self.job.run,
+                unwrapped(self.model),
+                self.optimizer,
+                epoch=epoch,
+                step=epoch * self.plan.steps_per_epoch,
+                fingerprint=self.job.fingerprint,
+                keep=run.keep_checkpoints,
+            )
+
+    def _draw_panels(self, epoch: int) -> None:
+        num_clusters = self.settings.num_clusters(max(epoch - 1, 0))
+        refined_maps = self.panels.refined_maps(unwrapped(self.model), num_clusters=num_clusters)
+        if self.world.is_main:
+            self.panels.draw(self.job.run, refined_maps, epoch=epoch, num_clusters=num_clusters)
+
+
+class _Clock:
+    """Where the time of the steps goes: images per second, and the share that the device waited for data."""
+
+    def __init__(self) -> None:
+        self._begin = self._report = time.perf_counter()
+        self._waited = self._waited_at_report = 0.0
+        self._steps = self._steps_at_report = 0
+
+    def waiting(self, batches: Iterator[HostBatch]) -> Iterator[HostBatch]:
+        """Yield from `batches`, timing how long each took to arrive."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            if self._steps == 0:
+                self._begin = self._report = time.perf_counter()  # the workers' start is not a step's wait
+            else:
+                self._waited += time.perf_counter() - asked
+            yield batch
+            self._steps += 1
+
+    @property
+    def data_wait(self) -> float:
+        """Share of the time since the first batch, in [0, 1]."""
+        return self._waited / max(time.perf_counter() - self._begin, 1e-9)
+
+    def images_per_second(self, global_batch_size: int) -> float:
+        """Over all ranks, since the first batch."""
+        return (self._steps + 1) * global_batch_size / max(time.perf_counter() - self._begin, 1e-9)
+
+    def since_last_report(self, global_batch_size: int) -> dict[str, float]:
+        """`images_per_second` and `data_wait` since this was last asked."""
+        now, steps = time.perf_counter(), self._steps + 1
+        elapsed = max(now - self._report, 1e-9)
+        figures = {
+            "images_per_second": (steps - self._steps_at_report) * global_batch_size / elapsed,
+            "data_wait": (self._waited - self._waited_at_report) / elapsed,
+        }
+        self._report, self._steps_at_report, self._waited_at_report = now, steps, self._waited
+        return figures
+
+
+def _check_run_folder(run: Path, settings: PretrainSettings, identity: str) -> None:
+    """That the folder is new, or of this very run."""
+    if run.exists() and not run.is_dir():
+        raise InputError(f"{run} is a file; RUN must be a folder")
+    record = run / RECORD_NAME
+    if record.exists() and json.loads(record.read_bytes())["fingerprint"] != identity:
+        theirs = yaml.safe_load((run / CONFIG_NAME).read_text())["pretrain"]
+        found = differences(settings.model_dump(mode="json"), theirs, "pretrain.") or ["other shards"]
+        raise InputError(f"{run} holds another run ({'; '.join(found)}); choose another RUN")
+
+
+def _describe_run(job: Job) -> None:
+    job.run.mkdir(parents=True, exist_ok=True)
+    write_atomic(job.run / CONFIG_NAME, dump_settings(pretrain=job.settings))
+    description = {
+        "fingerprint": job.fingerprint,
+        "shards_fingerprint": job.manifest.fingerprint,
+        "samples": job.manifest.stored,
+        "num_ranks": job.plan.num_ranks,
+        "command": sys.argv,
+        "versions": {
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "numpy": np.__version__,
+        },
+        "git_commit": _git_commit(),
+    }
+    write_atomic(job.run / RECORD_NAME, json.dumps(description, indent=1) + "\n")
+
+
+def _git_commit() -> str | None:
+    """The checkout's commit; None outside a checkout or without git."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of one rank."""
+    parser = argparse.ArgumentParser(prog="python -m train.pretrain", description=__doc__)
+    parser.add_argument("--shards", type=Path, required=True)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE")
+    arguments = parser.parse_args(argv)
+    settings = load_settings(PretrainSettings, "pretrain", arguments.config, arguments.overrides)
+    try:
+        num_ranks = int(os.environ.get("WORLD_SIZE", 1))
+        job = check_job(settings, shards=arguments.shards, run=arguments.run, num_ranks=num_ranks)
+    except InputError:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(MAIN_SPEAKS_FIRST)  # every rank finds the same; torchrun stops the others when one ends
+        raise
+    with world_from_environment() as world:
+        pretrain(job, world)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

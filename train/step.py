@@ -1,0 +1,156 @@
+"""One training step: host batch in, updated networks and figures out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from train.config import BatchPlan, PretrainSettings
+from train.data.augment import AugmentParams, augment_views, normalize
+from train.data.loader import HostBatch
+from train.distributed import World, sum_over_ranks
+from train.ema import update_target
+from train.metrics import feature_std
+from train.models.backbone import build_backbone
+from train.models.heads import Head
+from train.r2o.kmeans import seeding_uniforms
+from train.r2o.model import R2O, Batch
+from train.r2o.schedules import learning_rate_at, target_ema_at
+
+
+class StepFigures(NamedTuple):
+    """What one step tells, the same on every rank but for the stds, which are of the local rows.
+
+    loss: L_repr (Eq. 5), in [0, 8]. valid_fraction: of the B × K masks, those in both views. clusters_in_use: per
+    image. prediction_std, projection_std: see `feature_std`. grad_norm: L2 over all parameters, before LARS.
+    """
+
+    loss: float
+    lr: float
+    target_ema: float
+    num_clusters: int
+    valid_fraction: float
+    masks_per_image: float
+    clusters_in_use: float
+    prediction_std: float
+    projection_std: float
+    grad_norm: float
+
+
+def build_model(settings: PretrainSettings, *, max_superpixels: int) -> R2O:
+    """The networks of a run, with random weights that depend on `settings.seed` alone."""
+    model = settings.model
+    backbone = build_backbone(model.backbone, seed=settings.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed + 1)
+        hidden, size = model.head_hidden_size, model.projection_size
+        projector = Head(backbone.c5_channels, hidden_size=hidden, out_size=size)
+        predictor = Head(size, hidden_size=hidden, out_size=size)
+    refine = settings.refine
+    return R2O(
+        backbone,
+        projector,
+        predictor,
+        max_superpixels=max_superpixels,
+        group_size=refine.clustering_group_size,
+        iterations=refine.kmeans_iterations,
+        normalize=refine.normalize_features,
+        assign=refine.assign,
+    )
+
+
+def to_device(host: HostBatch, settings: PretrainSettings, device: torch.device) -> Batch:
+    """Move a host batch, augment its views, normalise its images."""
+    batch, num_views = host.views.shape[:2]
+    params = AugmentParams(*(np.reshape(field, (batch * num_views, *field.shape[2:])) for field in host.augment))
+    views = host.views.to(device, non_blocking=True).flatten(0, 1)
+    images = normalize(host.images.to(device, non_blocking=True))
+    augmented = augment_views(views, params, settings.augment)
+    if settings.run.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+        augmented = augmented.contiguous(memory_format=torch.channels_last)
+    return Batch(
+        images=images,
+        superpixels=host.superpixels.to(device, non_blocking=True).int(),
+        views=augmented.unflatten(0, (batch, num_views)),
+        crop_box=host.crop_box.to(device, non_blocking=True),
+        flipped=host.flipped.to(device, non_blocking=True),
+    )
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: Optimizer,
+    host: HostBatch,
+    *,
+    step: int,
+    settings: PretrainSettings,
+    plan: BatchPlan,
+    world: World,
+) -> StepFigures:
+    """Forward, backward, LARS, EMA, for one global batch of which this rank holds its part.
+
+    Raises:
+        FloatingPointError: loss or gradient is not finite; on every rank, before anything is updated.
+    """
+    num_clusters = settings.num_clusters(step // plan.steps_per_epoch)
+    uniforms = _uniforms(num_clusters, step, settings, plan, world)
+    batch = to_device(host, settings, world.device)
+    with torch.autocast(world.device.type, torch.bfloat16, enabled=settings.run.precision == "bf16"):
+        output = model(batch, uniforms.to(world.device))
+    local = torch.stack([output.loss_sum, output.num_masks, output.clusters_in_use.sum()])
+    loss_sum, num_masks, in_use = sum_over_ranks(local.double(), world).tolist()
+    loss = loss_sum / max(num_masks, 1)
+    optimizer.zero_grad(set_to_none=True)
+    # DDP averages gradients over ranks, while the loss is a mean over the masks of all ranks.
+    (output.loss_sum * (world.size / max(num_masks, 1))).backward()
+    grad_norm = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    if not np.isfinite([loss, grad_norm]).all():
+        samples = f"samples {host.sample_id.tolist()} on rank {world.rank}"
+        raise FloatingPointError(f"step {step}: loss {loss}, gradient norm {grad_norm}; {samples}")
+    lr, target_ema = _update(model, optimizer, step, settings, plan)
+    return StepFigures(
+        loss=loss,
+        lr=lr,
+        target_ema=target_ema,
+        num_clusters=num_clusters,
+        valid_fraction=num_masks / (plan.global_batch_size * num_clusters),
+        masks_per_image=num_masks / plan.global_batch_size,
+        clusters_in_use=in_use / plan.global_batch_size,
+        prediction_std=float(feature_std(output.predictions)),
+        projection_std=float(feature_std(output.projections)),
+        grad_norm=grad_norm,
+    )
+
+
+def _uniforms(num_clusters: int, step: int, settings: PretrainSettings, plan: BatchPlan, world: World) -> Tensor:
+    """The seeds of this rank's clustering groups."""
+    groups = plan.local_batch_size // settings.refine.clustering_group_size
+    first_group = world.rank * groups
+    return seeding_uniforms(num_clusters, seed=settings.seed, step=step, first_group=first_group, num_groups=groups)
+
+
+def _update(
+    model: nn.Module, optimizer: Optimizer, step: int, settings: PretrainSettings, plan: BatchPlan
+) -> tuple[float, float]:
+    """LARS, then the target; returns the learning rate and τ that were used."""
+    optim, r2o = settings.optim, unwrapped(model)
+    lr = learning_rate_at(step, peak_lr=settings.peak_lr, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps)
+    target_ema = target_ema_at(step, base_target_ema=optim.base_target_ema, total_steps=plan.total_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    update_target(r2o.target, r2o.online, target_ema=target_ema)
+    return lr, target_ema
+
+
+def unwrapped(model: nn.Module) -> R2O:
+    """The R2O module inside DDP, or itself."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    assert isinstance(inner, R2O)
+    return inner
