@@ -9,21 +9,7 @@ from typing import Any
 
 from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.artifacts.manifest import MANIFEST_NAME
-from pipeline.artifacts.settings import Settings
 from pipeline.config import Recipe
-
-# Settings that say how a stage runs or reports, not what it makes; a change of them redoes nothing.
-HOW_IT_RUNS: Mapping[str, tuple[str, ...]] = {
-    "pretrain": (
-        "data.num_workers",
-        "run.log_every_steps",
-        "run.checkpoint_every_epochs",
-        "run.keep_checkpoints",
-        "run.panels_every_epochs",
-        "run.panel_images",
-    ),
-    "eval_voc": ("num_workers", "cache_mib", "log_every_iterations"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +46,6 @@ class Stage:
     resources: Resources = Resources()
     shows: tuple[tuple[str, Path], ...] = ()
     reconciles: bool = False
-
-
-def deciding(section: str, settings: Settings) -> dict[str, Any]:
-    """A section's settings as plain values, without those of `HOW_IT_RUNS`."""
-    plain = settings.model_dump(mode="json")
-    for dotted in HOW_IT_RUNS[section]:
-        *above, last = dotted.split(".")
-        inner = plain
-        for key in above:
-            inner = inner[key]
-        del inner[last]
-    return plain
 
 
 def config_arguments(config: Path | None, overrides: Sequence[str]) -> tuple[str, ...]:
@@ -133,7 +107,7 @@ def pretrain_stage(
         output=run,
         marker=run / "backbone.pt",
         inputs={"shards": shards},
-        settings=deciding("pretrain", recipe.pretrain),
+        settings=recipe.pretrain.content(),
         resources=Resources(processes=nproc or recipe.workflow.nproc),
         shows=(("pretrained backbone", run / "backbone.pt"), ("panels of refined masks", run / "panels")),
     )
@@ -149,7 +123,7 @@ def eval_voc_stage(recipe: Recipe, *, run: Path, voc: Path, options: tuple[str, 
         output=out,
         marker=out / "results.json",
         inputs={"run": run, "voc": voc},
-        settings=deciding("eval_voc", recipe.eval_voc),
+        settings=recipe.eval_voc.content(),
         shows=(("VOC results", out / "results.json"), ("VOC predictions", out / "predictions.png")),
         reconciles=True,  # pairs of initialisation and seed are stored one by one
     )

@@ -6,7 +6,7 @@ Defaults are the paper's ImageNet-1K recipe (A.1) and its VOC protocol (A.2). No
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,8 @@ LR_BATCH_SIZE = 256  # base_lr is per this many images
 
 class DataSettings(Settings):
     """What a sample looks like and in which order samples come. Sizes in pixels."""
+
+    NOT_CONTENT: ClassVar[frozenset[str]] = frozenset({"num_workers"})
 
     image_size: Positive = 224
     view_size: Positive = 224
@@ -94,7 +96,11 @@ class OptimSettings(Settings):
 
 
 class RunSettings(Settings):
-    """How a run is executed and watched; none of it changes what is computed, but for `precision`."""
+    """How a run is executed and watched; of these only `precision` and `channels_last` touch a number."""
+
+    NOT_CONTENT: ClassVar[frozenset[str]] = frozenset(
+        {"log_every_steps", "checkpoint_every_epochs", "keep_checkpoints", "panels_every_epochs", "panel_images"}
+    )
 
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
@@ -217,6 +223,8 @@ class SegmentationSettings(Settings):
         max_class_share: a crop where one class has a larger share of the labelled pixels is drawn again.
         auxiliary_weight: weight of the loss of the head on C4; 0 leaves that head out.
     """
+
+    NOT_CONTENT: ClassVar[frozenset[str]] = frozenset({"num_workers", "cache_mib", "log_every_iterations"})
 
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     inits: Annotated[tuple[Literal["run", "random"], ...], Field(min_length=1)] = ("run",)

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-import yaml
 from torch import nn
 
 from pipeline.artifacts.errors import InputError, exit_code_of
@@ -45,13 +44,9 @@ MAIN_SPEAKS_FIRST = 10.0  # seconds
 RECORD_NAME = "run.json"  # settings' fingerprint, versions, commit and command
 
 
-_WATCHING = ("log_every_steps", "checkpoint_every_epochs", "keep_checkpoints", "panels_every_epochs", "panel_images")
-
-
 def run_fingerprint(settings: PretrainSettings, manifest: Manifest) -> str:
     """What decides the weights of a run: its settings but for how it is watched, and its shards."""
-    decisive = settings.model_dump(mode="json", exclude={"run": {*_WATCHING}, "data": {"num_workers"}})
-    return fingerprint(settings=decisive, shards=manifest.fingerprint)
+    return fingerprint(settings=settings.content(), shards=manifest.fingerprint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,8 +229,8 @@ def _check_run_folder(run: Path, settings: PretrainSettings, identity: str) -> N
         raise InputError(f"{run} is a file; RUN must be a folder")
     record = run / RECORD_NAME
     if record.exists() and json.loads(record.read_bytes())["fingerprint"] != identity:
-        theirs = yaml.safe_load((run / CONFIG_NAME).read_text())["pretrain"]
-        found = differences(settings.model_dump(mode="json"), theirs, "pretrain.") or ["other shards"]
+        theirs = load_settings(PretrainSettings, "pretrain", run / CONFIG_NAME).content()
+        found = differences(settings.content(), theirs, "pretrain.") or ["other shards"]
         raise InputError(f"{run} holds another run ({'; '.join(found)}); choose another RUN")
 
 

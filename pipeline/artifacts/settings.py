@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,9 +20,20 @@ SECTIONS = ("scenes", "shards", "pretrain", "eval_voc", "workflow")
 
 
 class Settings(BaseModel):
-    """Base of every settings class: frozen, no unknown keys, defaults checked too."""
+    """Base of every settings class: frozen, no unknown keys, defaults checked too.
+
+    `NOT_CONTENT` names the fields that say how a stage runs or reports, not what it makes: a change of them redoes
+    nothing and enters no fingerprint.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    NOT_CONTENT: ClassVar[frozenset[str]] = frozenset()
+
+    def content(self) -> dict[str, Any]:
+        """The settings that decide the result, as plain JSON values."""
+        plain = self.model_dump(mode="json", exclude=set(self.NOT_CONTENT))
+        nested = {name: getattr(self, name) for name in plain}
+        return {name: n.content() if isinstance(n, Settings) else plain[name] for name, n in nested.items()}
 
 
 S = TypeVar("S", bound=Settings)

@@ -6,8 +6,9 @@ import pytest
 from pipeline import stages
 from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.config import load_recipe
-from pipeline.stages import HOW_IT_RUNS, deciding, fingerprint_parts, workflow
-from train.config import EvalVocSettings, PretrainSettings
+from pipeline.stages import fingerprint_parts, workflow
+from preprocess.config import SceneSettings, ShardSettings
+from train.config import DataSettings, EvalVocSettings, PretrainSettings, RunSettings
 
 WORK = Path("w")
 
@@ -85,33 +86,12 @@ def test_precision_and_memory_format_change_results() -> None:
     assert redone("pretrain.run.channels_last=true") == {"pretrain", "eval-voc"}
 
 
-def test_how_it_runs_names_existing_settings() -> None:
-    for section, model in (("pretrain", PretrainSettings()), ("eval_voc", EvalVocSettings())):
-        whole, left = model.model_dump(mode="json"), deciding(section, model)
-        for dotted in HOW_IT_RUNS[section]:
-            inner, remaining = whole, left
-            *above, last = dotted.split(".")
-            for key in above:
-                inner, remaining = inner[key], remaining[key]
-            assert last in inner
-            assert last not in remaining
-
-
-def test_pretraining_itself_agrees_on_what_makes_a_run_another() -> None:
-    from pipeline.artifacts.manifest import Manifest
-    from train.pretrain import run_fingerprint
-
-    manifest = Manifest.model_construct(fingerprint="f")
-
-    def same_run(key: str, value: object) -> bool:
-        section, _, last = key.rpartition(".")
-        changed = PretrainSettings.model_validate({section: {last: value}} if section else {last: value})
-        return run_fingerprint(changed, manifest) == run_fingerprint(PretrainSettings(), manifest)
-
-    assert all(same_run(key, 7) for key in HOW_IT_RUNS["pretrain"])
-    assert not same_run("run.precision", "bf16")
-    assert not same_run("run.channels_last", True)
-    assert not same_run("seed", 7)
+def test_what_is_no_content_names_existing_settings() -> None:
+    for model in (ShardSettings, SceneSettings, PretrainSettings, DataSettings, RunSettings, EvalVocSettings):
+        assert model.model_fields.keys() >= model.NOT_CONTENT
+    content = PretrainSettings().content()
+    assert content["run"] == {"precision": "fp32", "channels_last": False}
+    assert "num_workers" not in content["data"]
 
 
 def test_paths_reach_the_command_as_one_argument_each() -> None:
