@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.artifacts.errors import InputError
+from pipeline.artifacts.manifest import (
+    IndexEntry,
+    Manifest,
+    QuarantineEntry,
+    ShardIndex,
+    ShardStats,
+    encode_quarantine,
+    read_quarantine,
+)
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    shard = ShardStats(name="r2o-000000.tar", samples=3, bytes=10240, sha256="ab", index_sha256="cd")
+    return Manifest(
+        settings={"seed": 0},
+        versions={"numpy": "2"},
+        fingerprint="ef",
+        listed=4,
+        stored=3,
+        quarantined=1,
+        ignored=0,
+        superpixel_size=224,
+        max_superpixels=100,
+        classes=("é",),
+        quarantine_sha256="00",
+        shards=(shard,),
+    )
+
+
+def test_manifest_comes_back(manifest, tmp_path):
+    (tmp_path / "manifest.json").write_bytes(manifest.encode())
+    assert Manifest.read(tmp_path) == manifest
+    assert json.loads(manifest.encode())["format_version"] == 1
+    assert manifest.shards[0].index_name == "r2o-000000.index"
+
+
+def test_no_folder_and_no_manifest_are_told_apart(tmp_path):
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        Manifest.read(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"no manifest\.json, so these are no finished shards"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"format_version": 2}, "format version 2, but this r2o reads 1"),
+        ({"format_version": None}, "format version None"),
+        ({"stored": 5}, "stored is not the sum over its shards"),
+        ({"listed": "many"}, "is damaged"),
+        ({"surplus": 1}, "is damaged"),
+    ],
+)
+def test_a_manifest_that_is_wrong_is_one_line(manifest, tmp_path, change, complaint):
+    (tmp_path / "manifest.json").write_text(json.dumps({**json.loads(manifest.encode()), **change}))
+    with pytest.raises(InputError, match=complaint) as caught:
+        Manifest.read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
+def test_a_manifest_that_is_no_json_object_is_refused(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        Manifest.read(tmp_path)
+
+
+def test_index_comes_back_line_by_line(tmp_path):
+    entries = tuple(IndexEntry(key=f"{n:09d}", members={"jpg": (512, n), "json": (9, 4)}) for n in range(3))
+    data = ShardIndex(entries=entries).encode()
+    assert data.splitlines()[1] == b'{"key":"000000001","members":{"jpg":[512,1],"json":[9,4]}}'
+    (tmp_path / "a.index").write_bytes(data)
+    assert ShardIndex.read(tmp_path / "a.index").entries == entries
+    (tmp_path / "b.index").write_bytes(b"")
+    assert ShardIndex.read(tmp_path / "b.index").entries == ()
+
+
+def test_a_bad_index_is_named(tmp_path):
+    (tmp_path / "a.index").write_bytes(b"{}\n")
+    with pytest.raises(InputError, match=r"a\.index: not a shard index"):
+        ShardIndex.read(tmp_path / "a.index")
+    with pytest.raises(InputError, match=r"b\.index: No such file"):
+        ShardIndex.read(tmp_path / "b.index")
+
+
+def test_quarantine_is_sorted_and_comes_back(tmp_path):
+    entries = [QuarantineEntry(source=name, reason="empty file") for name in ("é.jpg", "b\n.jpg", "a.jpg")]
+    data = encode_quarantine(entries)
+    assert len(data.splitlines()) == 3
+    (tmp_path / "quarantine.jsonl").write_bytes(data)
+    assert [entry.source for entry in read_quarantine(tmp_path)] == ["a.jpg", "b\n.jpg", "é.jpg"]
+    assert encode_quarantine([]) == b""
+
+
+def test_records_are_frozen_and_closed(manifest):
+    with pytest.raises(ValidationError, match="frozen"):
+        manifest.stored = 4
+    with pytest.raises(ValidationError, match="extra"):
+        QuarantineEntry(source="a", reason="b", when="c")

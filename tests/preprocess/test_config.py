@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+
+from pipeline.artifacts.errors import InputError
+from pipeline.artifacts.settings import load_settings
+from preprocess.config import SceneSettings, ShardSettings
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("shards.superpixels.segments=256", "shards.superpixels.segments: .*255.*256"),
+        ("shards.superpixels.segments=0", "shards.superpixels.segments"),
+        ("shards.superpixels.compactness=0", "shards.superpixels.compactness"),
+        ("shards.superpixels.backend=slick", "shards.superpixels.backend"),
+        ("shards.superpixels.sise=3", "unknown key 'shards.superpixels.sise'; did you mean 'size'"),
+        ("shards.prefix=a.b", "shards.prefix"),
+        ("shards.images_per_shard=0", "shards.images_per_shard"),
+        ("shards.max_bad_fraction=2", "shards.max_bad_fraction"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(override, complaint):
+    with pytest.raises(InputError, match=complaint):
+        load_settings(ShardSettings, "shards", None, [override])
+
+
+def test_fewer_pixels_than_segments_are_refused():
+    """fast_slic would divide by zero."""
+    with pytest.raises(InputError, match="size 9 gives 81 pixels, fewer than 100 segments"):
+        load_settings(ShardSettings, "shards", None, ["shards.superpixels.size=9"])
+
+
+def test_content_leaves_out_how_it_runs():
+    content = ShardSettings(workers=4).content()
+    assert set(ShardSettings.model_fields) - set(content) == {"workers", "max_bad_fraction"}
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("scenes.shapes=[]", "at least one shape"),
+        ("scenes.shapes=[disc, disc]", "each once"),
+        ("scenes.objects=[3, 2]", r"objects must be .* not \[3, 2\]"),
+        ("scenes.size=8", "scenes.size"),
+    ],
+)
+def test_scene_settings_that_cannot_work_are_refused(override, complaint):
+    with pytest.raises(InputError, match=complaint):
+        load_settings(SceneSettings, "scenes", None, [override])
