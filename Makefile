@@ -11,7 +11,7 @@ TESTS ?= not slow and not system and not gpu
 PYTEST_ARGS ?=
 
 # What the user gives reaches the recipes as it was typed, through the environment: neither make nor a shell reads it.
-GIVEN := PYTHON VENV WORK TESTS IMAGES SHARDS RUN VOC CONFIG NPROC SET OUT PNG PYTEST_ARGS
+GIVEN := PYTHON VENV WORK TESTS IMAGES SHARDS RUN VOC CONFIG NPROC SET OVERWRITE OUT PNG PYTEST_ARGS
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 export PYTHONUTF8 = 1
@@ -22,7 +22,7 @@ R2O = "$$VENV/bin/python" -m pipeline.cli
 SETTINGS = $${CONFIG:+"--config=$$CONFIG"} $${SET:+--set $$SET}
 
 usage-scenes = make scenes OUT=<new folder>
-usage-shards = make shards IMAGES=<folder of images or of class folders> SHARDS=<new folder>
+usage-shards = make shards IMAGES=<folder of images or of class folders> SHARDS=<new folder> [OVERWRITE=1]
 usage-preview = make preview SHARDS=<folder of shards> PNG=<new file>
 usage-pretrain = make pretrain SHARDS=<folder of shards> RUN=<new folder> [NPROC=<processes>]
 usage-eval-voc = make eval-voc RUN=<folder of a run> VOC=<VOC2012 folder>
@@ -44,7 +44,7 @@ scenes: need-OUT $(STAMP)
 	@set -f; $(R2O) scenes "--out=$$OUT" $(SETTINGS)
 
 shards: need-IMAGES need-SHARDS $(STAMP)
-	@set -f; $(R2O) shards "--images=$$IMAGES" "--shards=$$SHARDS" $(SETTINGS)
+	@set -f; $(R2O) shards "--images=$$IMAGES" "--shards=$$SHARDS" $${OVERWRITE:+--overwrite} $(SETTINGS)
 
 preview: need-SHARDS need-PNG $(STAMP)
 	@set -f; $(R2O) preview "--shards=$$SHARDS" "--out=$$PNG" $(SETTINGS)

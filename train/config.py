@@ -220,7 +220,7 @@ class SegmentationSettings(Settings):
         scale_range: ratio to that size, drawn per training crop.
         loss_over: what the cross-entropy is averaged over; void pixels never add to its sum.
         lr_drops: shares of the run at which the rate drops tenfold.
-        max_class_share: a crop where one class has a larger share of the labelled pixels is drawn again.
+        max_class_share: a crop where one class has a larger share of the labelled pixels is drawn again; 1 allows all.
         auxiliary_weight: weight of the loss of the head on C4; 0 leaves that head out.
     """
 

@@ -74,10 +74,13 @@ def load_backbone(path: Path) -> ExportedBackbone:
         InputError: not such a file, another format version, or weights that are not exactly the named backbone's.
     """
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not a file of weights"
-        raise InputError(f"{path} cannot be read: {reason}; `make pretrain` writes it at the end of a run") from None
+        data = io.BytesIO(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; check the path") from None
+    try:
+        loaded = torch.load(data, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError):
+        raise InputError(f"{path} is not a file of weights; `make pretrain` writes one at the end of a run") from None
     problem = _problem(loaded)
     if problem:
         raise InputError(f"{path}: {problem}; `make pretrain` with this r2o writes one that fits")

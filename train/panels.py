@@ -13,6 +13,7 @@ from pipeline.artifacts.pictures import (
     MARGIN,
     colour_regions,
     draw_boundaries,
+    line_charts,
     resize_labels,
     sheet,
 )
@@ -20,12 +21,14 @@ from train.config import PretrainSettings
 from train.data.augment import normalize
 from train.data.stream import ShardReader
 from train.data.views import decode_members
+from train.metrics import read_log
 from train.r2o.kmeans import seeding_uniforms
 from train.r2o.model import R2O
 
 FOLDER = "panels"
 TILE = 160  # pixels
 MAX_HISTORY_COLUMNS = 8
+CURVES = ("loss", "num_clusters", "prediction_std", "projection_std", "valid_fraction")
 
 
 class Panels:
@@ -77,6 +80,14 @@ def _over_training(panels: list[Path]) -> Image.Image:
         with Image.open(panels[index]) as panel:
             joined.paste(panel.crop((2 * column, 0, 3 * column + MARGIN, panel.height)), ((2 + place) * column, 0))
     return joined
+
+
+def draw_curves(run: Path) -> None:
+    """Write `panels/curves.png`: loss, K and the collapse monitors over the steps that the log holds."""
+    log = read_log(run)
+    if log:
+        series = {name: [line[name] for line in log] for name in CURVES}
+        _save(line_charts(series, x=[line["step"] for line in log], x_label="step"), run / FOLDER / "curves.png")
 
 
 def _save(picture: Image.Image, path: Path) -> None:

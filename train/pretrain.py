@@ -36,7 +36,7 @@ from train.export import BACKBONE_NAME, save_backbone
 from train.metrics import RunLog
 from train.models.backbone import ResNetBackbone
 from train.optim import LARS
-from train.panels import Panels
+from train.panels import Panels, draw_curves
 from train.step import StepFigures, build_model, train_step, unwrapped
 
 CONFIG_NAME = "config.yaml"
@@ -178,6 +178,7 @@ class _Loop:
         refined_maps = self.panels.refined_maps(unwrapped(self.model), num_clusters=num_clusters)
         if self.world.is_main:
             self.panels.draw(self.job.run, refined_maps, epoch=epoch, num_clusters=num_clusters)
+            draw_curves(self.job.run)
 
 
 class _Clock:

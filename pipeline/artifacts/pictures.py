@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -60,3 +60,35 @@ def sheet(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str] = ()) ->
         for x, tile in enumerate(row):
             canvas.paste(Image.fromarray(tile), (MARGIN + x * (width + MARGIN), top + MARGIN + y * (height + MARGIN)))
     return canvas
+
+
+def line_charts(
+    series: Mapping[str, Sequence[float]], *, x: Sequence[float], x_label: str, width: int = 720, height: int = 140
+) -> Image.Image:
+    """One small chart per series, one below the other, over the same x.
+
+    Args:
+        series: title → values, as many as `x`; each chart spans its own least to greatest value.
+        width, height: of one chart's plot, in pixels.
+    """
+    left, row = 64, height + 30
+    canvas = Image.new("RGB", (left + width + MARGIN, len(series) * row + CAPTION_HEIGHT + MARGIN), "white")
+    draw = ImageDraw.Draw(canvas)
+    for number, (title, values) in enumerate(series.items()):
+        top = number * row + 20
+        draw.rectangle((left, top, left + width, top + height), outline=(190, 190, 190))
+        low, high = min(values), max(values)
+        points = [
+            (left + width * _share(a, min(x), max(x)), top + height * (1 - _share(b, low, high)))
+            for a, b in zip(x, values, strict=True)
+        ]
+        draw.line(points, fill=(31, 90, 180), width=2)
+        draw.text((left, top - 16), f"{title}: {values[-1]:.4g}", fill="black")
+        draw.text((4, top), f"{high:.4g}", fill="black")
+        draw.text((4, top + height - 12), f"{low:.4g}", fill="black")
+    draw.text((left, len(series) * row), f"{x_label} {min(x):g} to {max(x):g}", fill="black")
+    return canvas
+
+
+def _share(value: float, low: float, high: float) -> float:
+    return (value - low) / (high - low) if high > low else 0.5

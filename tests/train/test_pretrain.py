@@ -93,7 +93,7 @@ def test_it_learns(undisturbed: Path) -> None:
 
 def test_panels_are_pictures_of_the_stated_size(undisturbed: Path) -> None:
     panels = sorted(p.name for p in (undisturbed / "panels").iterdir())
-    assert panels == ["epoch-0000.png", "epoch-0002.png", "epoch-0004.png", "over_training.png"]
+    assert panels == ["curves.png", "epoch-0000.png", "epoch-0002.png", "epoch-0004.png", "over_training.png"]
     with Image.open(undisturbed / "panels" / "over_training.png") as picture:
         assert picture.width == (2 + 3) * 166 + 6
         assert picture.height == 16 + 3 * 166 + 6

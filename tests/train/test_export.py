@@ -1,0 +1,101 @@
+"""The backbone file: round trip, strictness, and that nothing in it is run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+
+from pipeline.artifacts.errors import InputError
+from train.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from train.export import load_backbone, load_run_backbone, save_backbone
+from train.models.backbone import build_backbone
+
+
+def saved(path: Path, **changes: Any) -> Path:
+    save_backbone(path, build_backbone("resnet18", seed=1), name="resnet18", fingerprint="f")
+    if changes:
+        torch.save({**torch.load(path, weights_only=True), **changes}, path)
+    return path
+
+
+def test_round_trip_equals_and_bytes_repeat(tmp_path: Path) -> None:
+    model = build_backbone("resnet18", seed=1).to(memory_format=torch.channels_last)
+    loaded = load_backbone(saved(tmp_path / "a.pt"))
+    for key, value in loaded.build(dilate_c5=True).state_dict().items():
+        assert torch.equal(value, model.state_dict()[key]), key
+    assert (loaded.name, loaded.fingerprint) == ("resnet18", "f")
+    assert (loaded.mean, loaded.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert (tmp_path / "a.pt").read_bytes() == saved(tmp_path / "b.pt").read_bytes()
+
+
+def test_torchvision_takes_the_weights_and_computes_the_same_c5(tmp_path: Path) -> None:
+    theirs = torchvision.models.resnet18()
+    loaded = load_backbone(saved(tmp_path / "a.pt"))
+    missing, unexpected = theirs.load_state_dict(loaded.state_dict, strict=False)
+    assert (sorted(missing), unexpected) == (["fc.bias", "fc.weight"], [])
+    theirs.fc = torch.nn.Identity()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    pooled = loaded.build().eval()(images).c5.mean((2, 3))
+    torch.testing.assert_close(theirs.eval()(images), pooled)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "other"}, "not a backbone that r2o wrote"),
+        ({"format_version": 2}, "format version 2"),
+        ({"backbone": "resnet17"}, "unknown backbone 'resnet17'"),
+        ({"backbone": "resnet34"}, "weights of resnet34 are missing"),
+        ({"std": [0.0, 1.0, 1.0]}, "mean and std"),
+        ({"note": "x"}, "its members are"),
+    ],
+)
+def test_refuses_what_does_not_fit(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = saved(tmp_path / "a.pt", **changes)
+    with pytest.raises(InputError, match=message) as caught:
+        load_backbone(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("case", ["missing", "extra", "shape", "dtype", "nan"])
+def test_state_dict_is_strict(tmp_path: Path, case: str) -> None:
+    weights = dict(build_backbone("resnet18", seed=1).state_dict())
+    if case == "missing":
+        del weights["layer4.1.conv2.weight"]
+    if case == "extra":
+        weights["fc.weight"] = torch.zeros(10, 512)
+    if case == "shape":
+        weights["conv1.weight"] = torch.zeros(64, 3, 3, 3)
+    if case == "dtype":
+        weights["conv1.weight"] = weights["conv1.weight"].half()
+    if case == "nan":
+        weights["bn1.bias"] = weights["bn1.bias"] * float("nan")
+    key = {"missing": "layer4.1.conv2.weight", "extra": "fc.weight", "nan": "bn1.bias"}.get(case, "conv1.weight")
+    with pytest.raises(InputError, match=key):
+        load_backbone(saved(tmp_path / "a.pt", state_dict=weights))
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path("/nonexistent").joinpath, ("x",))
+
+
+def test_objects_and_garbage_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"format": "r2o.backbone", "x": Evil()}, path)
+    with pytest.raises(InputError, match="not a file of weights"):
+        load_backbone(path)
+    for content in (b"", b"hello", b"\x80\x02", saved(path).read_bytes()[:5000]):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="not a file of weights"):
+            load_backbone(path)
+
+
+def test_unfinished_and_missing_runs(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such run folder"):
+        load_run_backbone(tmp_path / "none")
+    with pytest.raises(InputError, match=r"no backbone\.pt, so this is no finished run"):
+        load_run_backbone(tmp_path)
