@@ -1,0 +1,22 @@
+"""The backbones that an evaluation starts from: those of a run, and random ones of the same architecture."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from train.export import ExportedBackbone
+from train.models.backbone import ResNetBackbone, build_backbone
+
+Init = Literal["run", "random"]
+
+
+def initial_backbone(init: Init, *, exported: ExportedBackbone, seed: int, dilate_c5: bool) -> ResNetBackbone:
+    """A backbone to fine-tune.
+
+    Args:
+        init: "run" takes the exported weights; "random" takes their architecture only, its weights from `seed` alone.
+        dilate_c5: as in `ResNetBackbone`; the weights are the same either way.
+    """
+    if init == "run":
+        return exported.build(dilate_c5=dilate_c5)
+    return build_backbone(exported.name, seed=seed, dilate_c5=dilate_c5)
