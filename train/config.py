@@ -5,6 +5,7 @@ Defaults are the paper's ImageNet-1K recipe (A.1) and its VOC protocol (A.2). No
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -20,6 +21,12 @@ Rate = Annotated[float, Field(ge=0)]
 Range = tuple[float, float]
 
 LR_BATCH_SIZE = 256  # base_lr is per this many images
+
+
+def decoding_workers(requested: int) -> int:
+    """Processes that decode: as many as asked for, at most one per core that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(requested, cores)
 
 
 class DataSettings(Settings):

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.files import write_atomic
-from train.models.backbone import ResNetBackbone
+from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, ResNetBackbone
 
 BACKBONE_NAME = "backbone.pt"
 FORMAT = "r2o.backbone"
 FORMAT_VERSION = 1
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MEMBERS = ("format", "format_version", "backbone", "mean", "std", "fingerprint", "state_dict")
 
 

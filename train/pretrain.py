@@ -28,7 +28,6 @@ from pipeline.artifacts.progress import Progress
 from pipeline.artifacts.settings import dump_settings, load_settings
 from train.checkpoint import restore_checkpoint, save_checkpoint
 from train.config import BatchPlan, PretrainSettings, plan_batches
-from train.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from train.data.loader import HostBatch, host_batches
 from train.data.stream import ShardReader
 from train.distributed import World, distribute, wait_for_all, world_from_environment
@@ -100,8 +99,6 @@ def pretrain(job: Job, world: World) -> None:
             path,
             backbone=backbone,
             name=settings.model.backbone,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
             fingerprint=job.fingerprint,
         )
         print(f"pretrain: {job.plan.total_steps} steps done; backbone in {path}", file=sys.stderr)

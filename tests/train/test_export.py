@@ -8,9 +8,8 @@ import torch
 import torchvision
 
 from pipeline.artifacts.errors import InputError
-from train.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from train.export import load_backbone, load_run_backbone, save_backbone
-from train.models.backbone import build_backbone
+from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
 
 
 def saved(path: Path, **changes: Any) -> Path:

@@ -14,9 +14,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from train.config import AugmentSettings
+from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # as torchvision
 Operator = Callable[[Tensor, Tensor], Tensor]  # (pixels, parameter per image) → pixels
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pipeline.artifacts.errors import InputError
-from train.config import PretrainSettings
+from train.config import PretrainSettings, decoding_workers
 from train.data.augment import AugmentParams
 from train.data.stream import RawStream, SampleOrder, ShardReader
 from train.data.views import Sample, make_sample
@@ -86,7 +85,7 @@ def host_batches(
         wds.map(to_sample),
         wds.batched(settings.global_batch_size // num_ranks, collation_fn=collate, partial=False),
     )
-    workers = min(settings.data.num_workers, len(os.sched_getaffinity(0)))
+    workers = decoding_workers(settings.data.num_workers)
     loader = DataLoader(pipeline, batch_size=None, collate_fn=_as_it_is, num_workers=workers, pin_memory=pin_memory)
     try:
         yield from loader

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.progress import Progress
-from train.config import SegmentationSettings
+from train.config import SegmentationSettings, decoding_workers
 from train.evals.fcn import FCN, segmentation_loss
 from train.evals.segmentation_augment import (
     LabelledImage,
@@ -149,7 +149,7 @@ def evaluate(
     """
     model.to(device).to(memory_format=torch.channels_last).eval()
     images = _WholeImages(data, settings, normalisation)
-    loader = DataLoader(images, batch_size=None, num_workers=min(settings.num_workers, len(images)))
+    loader = DataLoader(images, batch_size=None, num_workers=decoding_workers(min(settings.num_workers, len(images))))
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
     predictions: dict[int, np.ndarray] = {}
     progress = Progress(label, len(images), "images")
@@ -194,7 +194,7 @@ def _batches(examples: TrainingExamples, device: torch.device) -> Iterator[tuple
     loader = DataLoader(
         examples,
         batch_size=settings.batch_size,
-        num_workers=min(settings.num_workers, settings.iterations),
+        num_workers=decoding_workers(min(settings.num_workers, settings.iterations)),
         pin_memory=device.type == "cuda",
     )
     for images, labels in loader:

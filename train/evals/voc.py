@@ -35,7 +35,7 @@ FORMAT_VERSION = 1
 PROTOCOL_VERSION = 1  # raised when the code gives other numbers for equal settings
 PREVIEWS = 8
 RESULTS_NAME, PICTURE_NAME = "results.json", "predictions.png"
-_NOT_PROTOCOL = {"seeds", "inits", "report_classes", "num_workers", "cache_mib", "log_every_iterations"}
+_NOT_PROTOCOL = {"seeds", "inits", "report_classes"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class VocEvaluation:
         backbone = self.backbone
         weights = {"sha256": self.backbone_sha256} if init == "run" else {"random": backbone.name}
         return fingerprint(
-            protocol=self.settings.model_dump(mode="json", exclude=_NOT_PROTOCOL),
+            protocol={k: v for k, v in self.settings.content().items() if k not in _NOT_PROTOCOL},
             version=PROTOCOL_VERSION,
             weights={**weights, "mean": backbone.mean, "std": backbone.std},
             data={"classes": self.classes, "train": self.train.digest, "val": self.val.digest},

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models import resnet
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1]
+
 
 class Features(NamedTuple):
     """Feature maps at 1/16 (`c4`) and 1/32 (`c5`) of the input's size."""
