@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from pipeline.artifacts.errors import InputError
 from train.config import BatchPlan, PretrainSettings
 from train.data.augment import AugmentParams, augment_views, normalize
 from train.data.loader import HostBatch
@@ -96,7 +97,7 @@ def train_step(
     """Forward, backward, LARS, EMA, for one global batch of which this rank holds its part.
 
     Raises:
-        FloatingPointError: loss or gradient is not finite; on every rank, before anything is updated.
+        InputError: loss or gradient is not finite; on every rank, before anything is updated.
     """
     num_clusters = settings.num_clusters(step // plan.steps_per_epoch)
     uniforms = _uniforms(num_clusters, step, settings, plan, world)
@@ -111,8 +112,10 @@ def train_step(
     (output.loss_sum * (world.size / max(num_masks, 1))).backward()
     grad_norm = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
     if not np.isfinite([loss, grad_norm]).all():
-        samples = f"samples {host.sample_id.tolist()} on rank {world.rank}"
-        raise FloatingPointError(f"step {step}: loss {loss}, gradient norm {grad_norm}; {samples}")
+        raise InputError(
+            f"step {step}: loss {loss}, gradient norm {grad_norm}, nothing was updated; lower pretrain.optim.base_lr "
+            f"or look at samples {host.sample_id.tolist()} (rank {world.rank})"
+        )
     lr, target_ema = _update(model, optimizer, step, settings, plan)
     return StepFigures(
         loss=loss,

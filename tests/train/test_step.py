@@ -1,0 +1,85 @@
+"""One step: what it updates, in which order, and that it stops before a bad update."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.artifacts.errors import InputError
+from pipeline.artifacts.manifest import Manifest
+from train.config import PretrainSettings, plan_batches
+from train.data.loader import HostBatch, host_batches
+from train.data.stream import ShardReader
+from train.distributed import World
+from train.optim import LARS
+from train.r2o.model import R2O
+from train.step import StepFigures, build_model, train_step
+
+SETTINGS = PretrainSettings.model_validate(
+    {
+        "epochs": 2,
+        "global_batch_size": 8,
+        "data": {"image_size": 64, "view_size": 64, "num_workers": 0},
+        "augment": {"blur_kernel_size": 5},
+        "model": {"backbone": "resnet18", "head_hidden_size": 32, "projection_size": 8},
+        "refine": {"clustering_group_size": 8},
+        "curriculum": {"initial_num_clusters": 6, "hold_epochs": 0},
+        "optim": {"base_lr": 3.2, "warmup_epochs": 0, "base_target_ema": 0.9},
+    }
+)
+WORLD = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def host(shards: Path) -> HostBatch:
+    reader = ShardReader(shards, Manifest.read(shards))
+    return next(iter(host_batches(reader, SETTINGS, range(1), rank=0, num_ranks=1)))
+
+
+def step_on(model: R2O, optimizer: LARS, host: HostBatch) -> StepFigures:
+    plan = plan_batches(SETTINGS, num_samples=70, num_ranks=1)
+    return train_step(model, optimizer, host, step=0, settings=SETTINGS, plan=plan, world=WORLD)
+
+
+def fresh() -> tuple[R2O, LARS]:
+    model = build_model(SETTINGS, max_superpixels=25).train()
+    return model, LARS(p for p in model.parameters() if p.requires_grad)
+
+
+def test_a_step_moves_the_online_network_first_and_then_the_target_towards_it(host: HostBatch) -> None:
+    model, optimizer = fresh()
+    before = copy.deepcopy(model)
+    figures = step_on(model, optimizer, host)
+    assert figures.lr == pytest.approx(3.2 * 8 / 256)  # no warm-up: the peak
+    assert figures.num_clusters == 6
+    assert 0 < figures.loss < 8
+    for old, online, target in zip(
+        before.target.parameters(), model.online.parameters(), model.target.parameters(), strict=True
+    ):
+        torch.testing.assert_close(target, 0.9 * old + 0.1 * online, msg="τ = 0.9 of the updated network")
+    w_old, w_new = before.online["backbone"].conv1.weight, model.online["backbone"].conv1.weight
+    # LARS: a first step moves a tensor by lr · η · ‖w‖, whatever its gradient is
+    moved = ((w_new - w_old).norm() / w_old.norm()).item()
+    assert moved == pytest.approx(figures.lr * 1e-3, rel=1e-3)
+
+
+def test_the_same_step_gives_the_same_bits(host: HostBatch) -> None:
+    results = []
+    for _ in range(2):
+        model, optimizer = fresh()
+        results.append((step_on(model, optimizer, host), model.state_dict()))
+    assert results[0][0] == results[1][0]
+    for name, value in results[0][1].items():
+        assert torch.equal(value, results[1][1][name]), name
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(host: HostBatch) -> None:
+    model, optimizer = fresh()
+    with torch.no_grad():
+        model.predictor[3].weight[0, 0] = torch.nan
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.raises(InputError, match=r"step 0: loss nan, gradient norm nan, nothing was updated"):
+        step_on(model, optimizer, host)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, before[name], equal_nan=True, rtol=0, atol=0, msg=name)
