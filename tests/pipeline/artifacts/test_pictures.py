@@ -11,6 +11,7 @@ from pipeline.artifacts.pictures import (
     boundaries,
     colour_regions,
     draw_boundaries,
+    line_charts,
     resize_labels,
     sheet,
 )
@@ -62,3 +63,16 @@ def test_sheet_places_every_tile():
         np.testing.assert_array_equal(pixels[top : top + 4, left : left + 5], tiles[y][x])
     assert (pixels[-MARGIN - 4 :, -MARGIN - 5 :] == 255).all()  # the short row ends in white
     assert (pixels[:CAPTION_HEIGHT] < 255).any()
+
+
+def test_a_chart_draws_its_least_value_at_the_bottom_and_its_greatest_at_the_top() -> None:
+    picture = np.asarray(line_charts({"up": [0, 1, 2], "flat": [5, 5, 5]}, x=[0, 10, 20], x_label="step", width=200))
+    blue = (picture == (31, 90, 180)).all(2)
+    upper, lower = blue[:165], blue[165:]
+    rows = np.flatnonzero(upper.any(1))
+    columns = np.flatnonzero(upper.any(0))
+    assert (rows.min(), rows.max()) == pytest.approx((20, 160), abs=1)
+    assert (columns.min(), columns.max()) == pytest.approx((64, 264), abs=1)
+    middle = np.flatnonzero(upper[:, 164])
+    assert middle.mean() == pytest.approx(90, abs=1.5)
+    assert np.ptp(np.flatnonzero(lower.any(1))) <= 2  # a constant is a line in the middle
