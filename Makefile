@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo scenes shards preview pretrain eval-voc test lint bench clean
+.PHONY: help install demo scenes shards preview pretrain eval-voc test lint bench bench-shards clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -34,7 +34,7 @@ help:
 	@echo '$(usage-pretrain)'
 	@echo '$(usage-eval-voc)'
 	@echo '                 each of these also takes CONFIG=<file of configs/> and SET="section.key=value …"'
-	@echo 'make test        the tests without the slow ones; make lint: format, lint and types; make bench: speed'
+	@echo 'make test        the tests without the slow ones; make lint: format, lint and types; make bench, make bench-shards: speed'
 	@echo 'make clean       remove .venv and caches; runs and shards stay'
 
 demo: $(STAMP)
@@ -68,6 +68,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	@"$$VENV/bin/python" -m tests.benchmarks
+
+bench-shards: $(STAMP)
+	@"$$VENV/bin/python" -m tests.benchmarks.shards
 
 install: $(STAMP)
 
