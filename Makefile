@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo scenes shards preview pretrain eval-voc test lint bench bench-shards clean
+.PHONY: help install demo scenes shards verify preview pretrain eval-voc test lint bench bench-shards clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,7 @@ TESTS ?= not slow and not system and not gpu
 PYTEST_ARGS ?=
 
 # What the user gives reaches the recipes as it was typed, through the environment: neither make nor a shell reads it.
-GIVEN := PYTHON VENV WORK TESTS IMAGES SHARDS RUN VOC CONFIG NPROC SET OVERWRITE OUT PNG PYTEST_ARGS
+GIVEN := PYTHON VENV WORK TESTS IMAGES SHARDS RUN VOC CONFIG NPROC SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 export PYTHONUTF8 = 1
@@ -22,7 +22,8 @@ R2O = "$$VENV/bin/python" -m pipeline.cli
 SETTINGS = $${CONFIG:+"--config=$$CONFIG"} $${SET:+--set $$SET}
 
 usage-scenes = make scenes OUT=<new folder>
-usage-shards = make shards IMAGES=<folder of images or of class folders> SHARDS=<new folder> [OVERWRITE=1]
+usage-shards = make shards IMAGES=<images> SHARDS=<new folder> [OVERWRITE=1] [DRY_RUN=1]
+usage-verify = make verify SHARDS=<folder of shards> [REPAIR=1 IMAGES=<images>]
 usage-preview = make preview SHARDS=<folder of shards> PNG=<new file>
 usage-pretrain = make pretrain SHARDS=<folder of shards> RUN=<new folder> [NPROC=<processes>]
 usage-eval-voc = make eval-voc RUN=<folder of a run> VOC=<VOC2012 folder>
@@ -30,6 +31,8 @@ usage-eval-voc = make eval-voc RUN=<folder of a run> VOC=<VOC2012 folder>
 help:
 	@echo 'make demo        the whole pipeline on generated images, in minutes; results in WORK=runs/demo'
 	@echo '$(usage-shards)'
+	@echo '                 IMAGES: folder, class folders, list file, tar (ImageNet'"'"'s too), WebDataset, Parquet, COCO; path or URL'
+	@echo '$(usage-verify)'
 	@echo '$(usage-preview)'
 	@echo '$(usage-pretrain)'
 	@echo '$(usage-eval-voc)'
@@ -44,7 +47,10 @@ scenes: need-OUT $(STAMP)
 	@set -f; $(R2O) scenes "--out=$$OUT" $(SETTINGS)
 
 shards: need-IMAGES need-SHARDS $(STAMP)
-	@set -f; $(R2O) shards "--images=$$IMAGES" "--shards=$$SHARDS" $${OVERWRITE:+--overwrite} $(SETTINGS)
+	@set -f; $(R2O) shards "--images=$$IMAGES" "--shards=$$SHARDS" $${OVERWRITE:+--overwrite} $${DRY_RUN:+--dry-run} $(SETTINGS)
+
+verify: need-SHARDS $(STAMP)
+	@set -f; $(R2O) verify "--shards=$$SHARDS" $${REPAIR:+--repair} $${IMAGES:+"--images=$$IMAGES"} $(SETTINGS)
 
 preview: need-SHARDS need-PNG $(STAMP)
 	@set -f; $(R2O) preview "--shards=$$SHARDS" "--out=$$PNG" $(SETTINGS)

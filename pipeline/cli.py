@@ -13,6 +13,7 @@ from pipeline import stages
 from pipeline.artifacts.errors import InputError, exit_code_of
 from pipeline.artifacts.manifest import Manifest
 from pipeline.artifacts.settings import dump_settings
+from pipeline.artifacts.storage import is_url, local_path
 from pipeline.config import Recipe, code_version, load_recipe
 from pipeline.launchers import local
 from pipeline.pretrain_plan import check_pretrain, describe
@@ -43,17 +44,31 @@ def _scenes(arguments: argparse.Namespace) -> int:
 
 
 def _shards(arguments: argparse.Namespace) -> int:
-    options = _options(arguments) + (("--overwrite",) if arguments.overwrite else ())
-    return local.start(
-        stages.shards_stage(_recipe(arguments), images=arguments.images, shards=arguments.shards, options=options)
-    )
+    shards = arguments.shards
+    sheet = arguments.sheet or (Path(shards.rstrip("/").rpartition("/")[2]) if is_url(shards) else local_path(shards))
+    options = [*_options(arguments), f"--sheet={arguments.sheet or f'{sheet}-superpixels.png'}"]
+    options += [f"--runtime-env={arguments.runtime_env}"] if arguments.runtime_env else []
+    options += [flag for flag in ("--overwrite", "--dry-run") if getattr(arguments, flag[2:].replace("-", "_"))]
+    recipe = _recipe(arguments)
+    return local.start(stages.shards_stage(recipe, images=arguments.images, shards=shards, options=tuple(options)))
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    Manifest.read(arguments.shards)
+    options = [f"--images={arguments.images}"] if arguments.images else []
+    options += [f"--workers={arguments.workers}"] if arguments.workers else []
+    options += [flag for flag in ("--deep", "--repair") if getattr(arguments, flag[2:])]
+    return local.start(stages.verify_stage(shards=arguments.shards, options=(*_options(arguments), *options)))
 
 
 def _preview(arguments: argparse.Namespace) -> int:
     Manifest.read(arguments.shards)
-    return local.start(
-        stages.preview_stage(_recipe(arguments), shards=arguments.shards, out=arguments.out, count=arguments.count)
+    chosen = [f"--shard={name}" for name in arguments.shard] + [f"--key={key}" for key in arguments.key]
+    chosen += [f"--map={arguments.map}"] if arguments.map else []
+    stage = stages.preview_stage(
+        _recipe(arguments), shards=arguments.shards, out=arguments.out, count=arguments.count, options=tuple(chosen)
     )
+    return local.start(stage)
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
@@ -156,6 +171,11 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+def _place(text: str) -> str:
+    """A path or a URL."""
+    return text if is_url(text) else str(_path(text))
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
@@ -190,12 +210,25 @@ def _add_preprocessing(verbs: argparse._SubParsersAction[_Parser], of_stage: _Pa
     scenes.add_argument("--out", type=_path, required=True, help="folder to make")
     scenes.set_defaults(verb=_scenes)
     shards = verbs.add_parser("shards", parents=[of_stage], help="images → superpixel shards")
-    shards.add_argument("--images", type=_path, required=True, help="folder of images or of class folders")
-    shards.add_argument("--shards", type=_path, required=True, help="folder to make or to complete")
+    shards.add_argument("--images", type=_place, required=True, help="where the images are: a path or a URL")
+    shards.add_argument("--shards", type=_place, required=True, help="folder to make or to complete: a path or a URL")
     shards.add_argument("--overwrite", action="store_true", help="replace shards of other settings or images")
+    shards.add_argument("--dry-run", action="store_true", help="say how much it will be, and make nothing")
+    shards.add_argument("--sheet", type=_path, help="contact sheet to draw at the end (SHARDS-superpixels.png)")
+    shards.add_argument("--runtime-env", type=_path, help="YAML file: Ray's runtime_env for a cluster's workers")
     shards.set_defaults(verb=_shards)
+    verify = verbs.add_parser("verify", parents=[of_stage], help="check shards: checksums, counts, label maps")
+    verify.add_argument("--shards", type=_place, required=True, help="finished shards")
+    verify.add_argument("--workers", type=_count, help="processes (all cores)")
+    verify.add_argument("--deep", action="store_true", help="decode every image too")
+    verify.add_argument("--repair", action="store_true", help="make the damaged shards again, from --images")
+    verify.add_argument("--images", type=_place, help="what the shards were made from")
+    verify.set_defaults(verb=_verify)
     preview = verbs.add_parser("preview", parents=[of_stage], help="contact sheet of superpixels")
-    preview.add_argument("--shards", type=_path, required=True, help="finished shards")
+    preview.add_argument("--shards", type=_place, required=True, help="finished shards")
+    preview.add_argument("--shard", action="append", default=[], help="name or number of a shard to draw from")
+    preview.add_argument("--key", action="append", default=[], help="key of a sample to draw")
+    preview.add_argument("--map", help="further map to draw")
     preview.add_argument("--out", type=_path, required=True, help="PNG to write")
     preview.add_argument("--count", type=_count, help="number of images (workflow.preview_images)")
     preview.set_defaults(verb=_preview)

@@ -14,9 +14,12 @@ def check_pretrain(settings: PretrainSettings, *, shards: Path, run: Path, nproc
     """The plan of a run on finished shards.
 
     Raises:
-        InputError: the shards are none, hold too little for one step, cannot feed `nproc` processes, or RUN is a file.
+        InputError: the shards are none, lack too many images, hold too little for one step, cannot feed `nproc`
+            processes, or RUN is a file.
     """
     manifest = Manifest.read(shards)
+    if not settings.data.accept_over_limit:
+        manifest.require_within_limit(shards, unless="pretrain.data.accept_over_limit=true")
     if run.exists() and not run.is_dir():
         raise InputError(f"{run} is a file; RUN must be a folder, new or of the same run")
     return plan_batches(settings, num_samples=manifest.stored, num_ranks=nproc)

@@ -66,31 +66,47 @@ def scenes_stage(recipe: Recipe, *, out: Path, options: tuple[str, ...] = ()) ->
     )
 
 
-def shards_stage(recipe: Recipe, *, images: Path, shards: Path, options: tuple[str, ...] = ()) -> Stage:
+def shards_stage(recipe: Recipe, *, images: Path | str, shards: Path | str, options: tuple[str, ...] = ()) -> Stage:
     """Images to superpixel shards. Ray gives each of its tasks one core, hence one thread."""
     return Stage(
         name="shards",
         module="preprocess.make_shards",
         arguments=(f"--images={images}", f"--shards={shards}", *options),
-        output=shards,
-        marker=shards / MANIFEST_NAME,
-        inputs={"images": images},
+        output=Path(shards),
+        marker=Path(shards) / MANIFEST_NAME,
+        inputs={"images": Path(images)},
         settings=recipe.shards.content(),
         resources=Resources(threads=1),
-        shows=(("superpixel shards", shards),),
+        shows=(("superpixel shards", Path(shards)),),
     )
 
 
-def preview_stage(recipe: Recipe, *, shards: Path, out: Path, count: int | None = None) -> Stage:
+def verify_stage(*, shards: Path | str, options: tuple[str, ...] = ()) -> Stage:
+    """A check of finished shards. No part of the graph."""
+    return Stage(
+        name="verify",
+        module="preprocess.verify",
+        arguments=(f"--shards={shards}", *options),
+        output=Path(shards),
+        marker=Path(shards) / MANIFEST_NAME,
+        inputs={},
+        settings={},
+        resources=Resources(threads=1),
+    )
+
+
+def preview_stage(
+    recipe: Recipe, *, shards: Path | str, out: Path, count: int | None = None, options: tuple[str, ...] = ()
+) -> Stage:
     """A contact sheet of superpixels."""
     count = recipe.workflow.preview_images if count is None else count
     return Stage(
         name="preview",
         module="preprocess.preview",
-        arguments=(f"--shards={shards}", f"--out={out}", f"--count={count}"),
+        arguments=(f"--shards={shards}", f"--out={out}", f"--count={count}", *options),
         output=out,
         marker=out,
-        inputs={"shards": shards},
+        inputs={"shards": Path(shards)},
         settings={"count": count},
         shows=(("contact sheet of superpixels", out),),
     )

@@ -17,7 +17,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from pipeline.artifacts.sample import decode_jpeg
 
 FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PIXELS = 89_478_485  # Pillow's bound against decompression bombs, here for JPEG too
+Image.MAX_IMAGE_PIXELS = None  # the bound is ours, for every format
 ORIENTATION, BITS_PER_SAMPLE, PHOTOMETRIC = 0x0112, 258, 262
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,48 +36,71 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage:
-    """`jpeg` as it is stored, `pixels` uint8 (H, W, 3) as it decodes, and what storing `changed`."""
+    """`jpeg` as it is stored, of `width` × `height`, what storing `changed`, and `pixels` as it decodes.
+
+    `pixels`: uint8 (h, w, 4) of R, G, B and an unused byte. They may be a reduction by the DCT, n/8 of the size, in
+    which the image ends at (`width`, `height`) · n/8 and the last row and column may lie half beyond it.
+    """
 
     jpeg: bytes
     pixels: np.ndarray
+    width: int
+    height: int
     changed: tuple[str, ...]
 
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Where the image ends in `pixels`: (x, y) in pixels, from the left upper corner."""
+        eighths = round(8 * max(self.pixels.shape[1] / self.width, self.pixels.shape[0] / self.height))
+        return self.width * eighths / 8, self.height * eighths / 8
 
-def read_image(data: bytes, *, quality: int) -> StoredImage:
+
+def read_image(data: bytes, *, quality: int, max_pixels: int, min_side: int | None = None) -> StoredImage:
     """Decode a file strictly. A plain RGB or grey JPEG keeps its bytes, all else is encoded at `quality`, 4:4:4.
 
+    Args:
+        max_pixels: what has more is unreadable; nothing of it is decoded.
+        min_side: the pixels may be reduced to not less than so many in height and in width. None: they are all.
     Raises:
         Unreadable: with the reason.
     """
     if not data:
         raise Unreadable("empty file")
-    is_jpeg = data.startswith(b"\xff\xd8")
-    pixels, changed = _read_jpeg(data) if is_jpeg else _read_other(data)
-    if not changed:
-        return StoredImage(jpeg=data, pixels=pixels, changed=())
+    change = _change_of_jpeg if data.startswith(b"\xff\xd8") else _read_other
+    pixels, changed = change(data, max_pixels)
+    jpeg = data if pixels is None else _encoded(pixels, quality)
+    del pixels
     try:
-        jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorsubsampling="444")
+        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg, strict=True)
+        reduced = simplejpeg.decode_jpeg(jpeg, "RGBX", min_height=min_side or 0, min_width=min_side or 0, strict=True)
+    except ValueError as error:
+        raise Unreadable(f"JPEG: {error}") from None
+    return StoredImage(jpeg=jpeg, pixels=reduced, width=int(width), height=int(height), changed=tuple(changed))
+
+
+def _encoded(pixels: np.ndarray, quality: int) -> bytes:
+    try:
+        return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorsubsampling="444")
     except ValueError as error:
         raise Unreadable(f"cannot be stored as JPEG: {error}") from None
-    return StoredImage(jpeg=jpeg, pixels=decode_jpeg(jpeg), changed=tuple(changed))
 
 
-def _read_jpeg(data: bytes) -> tuple[np.ndarray, list[str]]:
-    changed = []
+def _change_of_jpeg(data: bytes, max_pixels: int) -> tuple[np.ndarray | None, list[str]]:
+    """The pixels of a JPEG that cannot be stored as it is, and why not; None for one that can."""
+    pixels, changed = None, []
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data, strict=True)
-        _check_size(int(width), int(height))
+        _check_size(int(width), int(height), max_pixels)
         if colour in ("CMYK", "YCCK"):
             pixels = _rgb_of_cmyk(data)
             changed.append(f"colour {colour}")
-        else:
-            pixels = decode_jpeg(data)
+        exif = [body[6:] for marker, body in _segments(data) if marker == 0xE1 and body.startswith(b"Exif\0\0")]
+        if (orientation := exif_orientation(exif[0]) if exif else 1) in UPRIGHT:
+            upright = Image.fromarray(decode_jpeg(data) if pixels is None else pixels)
+            pixels = np.asarray(upright.transpose(UPRIGHT[orientation]))
+            changed.append(f"orientation {orientation}")
     except ValueError as error:
         raise Unreadable(f"JPEG: {error}") from None
-    exif = [body[6:] for marker, body in _segments(data) if marker == 0xE1 and body.startswith(b"Exif\0\0")]
-    if (orientation := exif_orientation(exif[0]) if exif else 1) in UPRIGHT:
-        pixels = np.asarray(Image.fromarray(pixels).transpose(UPRIGHT[orientation]))
-        changed.append(f"orientation {orientation}")
     return pixels, changed
 
 
@@ -121,13 +144,13 @@ def exif_orientation(tiff: bytes) -> int:
     return 1
 
 
-def _read_other(data: bytes) -> tuple[np.ndarray, list[str]]:
+def _read_other(data: bytes, max_pixels: int) -> tuple[np.ndarray, list[str]]:
     try:
         with warnings.catch_warnings():
             for category in (UserWarning, RuntimeWarning):  # Pillow only warns of cut metadata and of huge images
                 warnings.simplefilter("error", category)
             warnings.filterwarnings("ignore", message="Palette images with Transparency")
-            return _decode_with_pillow(data)
+            return _decode_with_pillow(data, max_pixels)
     except (Unreadable, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -136,9 +159,9 @@ def _read_other(data: bytes) -> tuple[np.ndarray, list[str]]:
         raise Unreadable(f"cannot be decoded: {error}" if str(error) else type(error).__name__) from None
 
 
-def _decode_with_pillow(data: bytes) -> tuple[np.ndarray, list[str]]:
+def _decode_with_pillow(data: bytes, max_pixels: int) -> tuple[np.ndarray, list[str]]:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        _check_size(*image.size)
+        _check_size(*image.size, max_pixels)
         image.verify()  # the checksums of a PNG; no more can be done with this object
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         changed = [f"format {image.format}"]
@@ -177,6 +200,6 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise Unreadable(f"{width}×{height} pixels are more than {MAX_PIXELS:,}")
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise Unreadable(f"{width}×{height} pixels are more than {max_pixels:,}")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
+from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.artifacts.manifest import FORMAT_VERSION
 from preprocess.config import ShardSettings
-from preprocess.sources import Listing
+from preprocess.listing import Kind, Listing, Source
 
 LIBRARIES = ("fast-slic", "numpy", "pillow", "simplejpeg")
 ROUNDS = 6
@@ -22,14 +24,21 @@ ROUNDS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """What one worker needs to make one shard: `images` are paths under `root`, with keys from `first_key` on."""
+    """What one worker needs to make one shard: `sources` under `root`, with keys from `first_key` on.
+
+    `kind` and `column` say how they are read, `versions` what the worker must have installed, and `fingerprint` whose
+    shard it is.
+    """
 
     name: str
     first_key: int
     root: str
-    images: tuple[bytes, ...]
-    classes: tuple[str | None, ...]
+    kind: Kind
+    column: str | None
+    sources: tuple[Source, ...]
     settings: ShardSettings
+    versions: dict[str, str]
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -40,24 +49,40 @@ class Plan:
     settings: ShardSettings
 
     def __len__(self) -> int:
-        return math.ceil(len(self.listing.images) / self.settings.images_per_shard)
+        return math.ceil(self.total / self.settings.images_per_shard)
+
+    @property
+    def total(self) -> int:
+        """Images in the plan: all that are listed, or as many as the settings count."""
+        return min(len(self.listing), self.settings.count or len(self.listing))
 
     def name(self, number: int) -> str:
         """File name of a shard."""
         return f"{self.settings.prefix}-{number:06d}.tar"
 
+    def positions(self, number: int) -> range:
+        """Places in the seeded order, and with them the keys, of a shard's images."""
+        per_shard = self.settings.images_per_shard
+        return range(number * per_shard, min((number + 1) * per_shard, self.total))
+
+    def sources(self, positions: Sequence[int]) -> list[Source]:
+        """The images at these places of the seeded order."""
+        found = permuted(np.asarray(positions, np.int64), total=len(self.listing), seed=self.settings.seed)
+        return [self.listing[int(number)] for number in found]
+
     def task(self, number: int) -> ShardTask:
         """The task that makes shard `number`."""
-        total, per_shard = len(self.listing.images), self.settings.images_per_shard
-        positions = np.arange(number * per_shard, min((number + 1) * per_shard, total))
-        images = [self.listing.images[i].path for i in permuted(positions, total=total, seed=self.settings.seed)]
+        positions = self.positions(number)
         return ShardTask(
             name=self.name(number),
-            first_key=number * per_shard,
-            root=str(self.listing.root),
-            images=tuple(images),
-            classes=tuple(self.listing.class_of(path) for path in images),
+            first_key=positions.start,
+            root=self.listing.root,
+            kind=self.listing.kind,
+            column=self.listing.column,
+            sources=tuple(self.sources(positions)),
             settings=self.settings,
+            versions=self.versions,
+            fingerprint=self.fingerprint,
         )
 
     def tasks(self) -> Iterator[ShardTask]:
@@ -67,7 +92,7 @@ class Plan:
     @cached_property
     def versions(self) -> dict[str, str]:
         """The libraries whose version may change a byte of a shard."""
-        return {name: version(name) for name in LIBRARIES}
+        return versions_for(self.settings)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -78,6 +103,16 @@ class Plan:
             versions=self.versions,
             images=self.listing.sha256,
         )
+
+
+def versions_for(settings: ShardSettings) -> dict[str, str]:
+    """Versions of what is installed here, as far as the settings use it. Raises InputError where it is not."""
+    backends = {made.backend for made in (settings.superpixels, *settings.maps.values())}
+    names = LIBRARIES + (("scikit-image",) if backends & {"skimage", "felzenszwalb"} else ())
+    try:
+        return {name: version(name) for name in names} | {"zlib": zlib.ZLIB_RUNTIME_VERSION}
+    except PackageNotFoundError as error:
+        raise InputError(f"{error.name} is not installed here; pip install 'r2o[skimage]'") from None
 
 
 def permuted(positions: np.ndarray, *, total: int, seed: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.artifacts.errors import InputError, exit_code_of
-from pipeline.artifacts.files import atomic_writer
+from pipeline.artifacts.files import write_atomic
 from pipeline.artifacts.manifest import IndexEntry, Manifest, ShardIndex
 from pipeline.artifacts.pictures import draw_boundaries, resize_labels, sheet
 from pipeline.artifacts.sample import IMAGE_MEMBER, SUPERPIXELS_MEMBER, decode_jpeg, decode_label_map
@@ -36,14 +36,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(shards: Path, out: Path, count: int) -> int:
     picture = contact_sheet(shards, count=count)
-    if not out.parent.is_dir():
-        raise InputError(f"--out {out}: there is no folder {out.parent}; make it first")
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    with atomic_writer(out) as file:
-        file.write(buffer.getvalue())
+    write_sheet(picture, out)
     print(f"superpixels: {out}")
     return 0
+
+
+def write_sheet(picture: Image.Image, path: Path) -> None:
+    """Write a contact sheet as PNG, whole or not at all. Raises InputError where its folder is missing."""
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_atomic(path, buffer.getvalue())
 
 
 def contact_sheet(folder: Path, *, count: int) -> Image.Image:
@@ -72,7 +76,7 @@ def _pair(folder: Path, manifest: Manifest, number: int) -> tuple[np.ndarray, np
         if number < shard.samples:
             break
         number -= shard.samples
-    index = ShardIndex.read(folder / shard.index_name)
+    index = ShardIndex.read(folder, shard.index_name)
     tar = folder / shard.name
     try:
         image = decode_jpeg(_member(tar, index.entries[number], IMAGE_MEMBER))

@@ -1,13 +1,17 @@
-"""Image → label map of SLIC superpixels (Achanta et al. 2012; R2O paper §4.1: 100 segments at 224×224)."""
+"""Image → label maps: SLIC superpixels (Achanta et al. 2012; R2O paper §4.1: 100 segments at 224×224), other priors."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import fast_slic
 import numpy as np
 from fast_slic import Slic
 from PIL import Image
 
-from preprocess.config import SuperpixelSettings
+from pipeline.artifacts.errors import InputError
+from pipeline.artifacts.sample import MAX_8BIT_LABELS
+from preprocess.config import FastSlicSettings, FelzenszwalbSettings, GridSettings, SkimageSettings
 
 if "x64/avx2" in fast_slic.supported_archs:
     from fast_slic.avx2 import SlicAvx2 as FastestSlic  # its labels are those of Slic, a third sooner
@@ -16,24 +20,86 @@ else:
 
 RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+AnySettings = FastSlicSettings | SkimageSettings | GridSettings | FelzenszwalbSettings
 
 
-def superpixels_of(image: np.ndarray, *, settings: SuperpixelSettings, backend: type[Slic] = FastestSlic) -> np.ndarray:
-    """Superpixels of a whole image, which is resized to a square first (its aspect is not kept).
+def label_maps_of(
+    pixels: np.ndarray, wanted: Mapping[str, AnySettings], *, extent: tuple[float, float] | None = None
+) -> dict[str, np.ndarray]:
+    """Several label maps of a whole image, which is resized once for each size and filter.
 
     Args:
-        image: uint8 (H, W, 3), RGB.
+        pixels: uint8 (H, W, 4), R, G, B and an unused byte.
+        extent: where the image ends in `pixels`, (x, y); their size where not given.
     Returns:
-        uint8 (size, size); ids 0 … n−1, none missing, in order of first appearance by rows; each 4-connected.
+        By name, as `superpixels_of` gives it.
     """
-    assert image.dtype == np.uint8
-    assert image.ndim == 3
-    side = (settings.size, settings.size)
-    resized = np.ascontiguousarray(Image.fromarray(image).resize(side, RESAMPLE[settings.resample]))
+    resized: dict[tuple[int, str], np.ndarray] = {}
+    for settings in wanted.values():
+        form = (settings.size, settings.resample)
+        if form not in resized:
+            resized[form] = resize(pixels, size=settings.size, resample=settings.resample, extent=extent)
+    return {name: superpixels_of(resized[made.size, made.resample], settings=made) for name, made in wanted.items()}
+
+
+def resize(pixels: np.ndarray, *, size: int, resample: str, extent: tuple[float, float] | None = None) -> np.ndarray:
+    """The image in `pixels` (H, W, 4) up to `extent` as a square, its aspect not kept: uint8 (size, size, 3)."""
+    assert pixels.dtype == np.uint8
+    height, width, depth = pixels.shape
+    assert depth == 4
+    image = Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1)  # Pillow's own layout: no copy
+    box = (0, 0, *(extent or (width, height)))
+    return np.asarray(image.resize((size, size), RESAMPLE[resample], box=box).convert("RGB"))
+
+
+def superpixels_of(image: np.ndarray, *, settings: AnySettings, backend: type[Slic] = FastestSlic) -> np.ndarray:
+    """The label map of an image of the settings' size.
+
+    Args:
+        image: uint8 (size, size, 3), RGB.
+        backend: class of fast_slic, for settings of that kind.
+    Returns:
+        (size, size), uint8 where the ids fit, else uint16; ids 0 … n−1, none missing, in order of first appearance by
+        rows; each 4-connected.
+    Raises:
+        InputError: scikit-image is needed and not installed.
+    """
+    assert image.shape == (settings.size, settings.size, 3)
+    label_map = _label_map(image, settings, backend)
+    return label_map.astype(np.uint8 if label_map.max() < MAX_8BIT_LABELS else np.uint16)
+
+
+def _label_map(image: np.ndarray, settings: AnySettings, backend: type[Slic]) -> np.ndarray:
+    if isinstance(settings, FastSlicSettings):
+        return connected(_fast_slic(image, settings, backend))
+    if isinstance(settings, GridSettings):
+        return grid(settings.size, rows=settings.rows, columns=settings.columns)
+    try:
+        from skimage import segmentation
+    except ImportError:
+        raise InputError(f"backend {settings.backend} needs scikit-image; pip install 'r2o[skimage]'") from None
+    if isinstance(settings, FelzenszwalbSettings):
+        found = segmentation.felzenszwalb(image, settings.scale, settings.sigma, settings.min_size)
+    else:
+        found = segmentation.slic(
+            image,
+            n_segments=settings.segments,
+            compactness=settings.compactness,
+            max_num_iter=settings.iterations,
+            sigma=settings.sigma,
+            min_size_factor=settings.min_size_factor,
+            max_size_factor=settings.max_size_factor,
+            start_label=0,
+        )
+    return connected(found)
+
+
+def _fast_slic(image: np.ndarray, settings: FastSlicSettings, backend: type[Slic]) -> np.ndarray:
     # A model keeps its centres, so one that is used again would make labels depend on the order of the images;
     # its threads outlive a fork and then hang.
     slic = backend(
@@ -42,7 +108,13 @@ def superpixels_of(image: np.ndarray, *, settings: SuperpixelSettings, backend: 
         min_size_factor=settings.min_size_factor,
         num_threads=1,
     )
-    return connected(slic.iterate(resized, max_iter=settings.iterations)).astype(np.uint8)
+    return slic.iterate(np.ascontiguousarray(image), max_iter=settings.iterations)
+
+
+def grid(size: int, *, rows: int, columns: int) -> np.ndarray:
+    """Boxes of (size / rows) × (size / columns) pixels, rounded down at their borders: int (size, size)."""
+    places = np.arange(size)
+    return (places * rows // size)[:, None] * columns + places * columns // size
 
 
 def connected(label_map: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ def decoding_workers(requested: int) -> int:
 class DataSettings(Settings):
     """What a sample looks like and in which order samples come. Sizes in pixels."""
 
-    NOT_CONTENT: ClassVar[frozenset[str]] = frozenset({"num_workers"})
+    NOT_CONTENT: ClassVar[frozenset[str]] = frozenset({"num_workers", "accept_over_limit"})
 
     image_size: Positive = 224
     view_size: Positive = 224
@@ -40,6 +40,7 @@ class DataSettings(Settings):
     crop_ratio: Range = (3 / 4, 4 / 3)
     shuffle_lanes: Positive = Field(16, description="shards that are read side by side")
     num_workers: Annotated[int, Field(ge=0)] = Field(4, description="decoding processes per rank, at most one per core")
+    accept_over_limit: bool = Field(False, description="use shards of which more images are bad than was allowed")
 
 
 class AugmentSettings(Settings):

@@ -67,6 +67,8 @@ def check_job(settings: PretrainSettings, *, shards: Path, run: Path, num_ranks:
         InputError: shards, run folder, settings and number of ranks do not fit together.
     """
     manifest = Manifest.read(shards)
+    if not settings.data.accept_over_limit:
+        manifest.require_within_limit(shards, unless="pretrain.data.accept_over_limit=true")
     plan = plan_batches(settings, num_samples=manifest.stored, num_ranks=num_ranks)
     ShardReader(shards, manifest).check_files()
     identity = run_fingerprint(settings, manifest)

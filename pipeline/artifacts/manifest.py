@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.artifacts.errors import InputError
+from pipeline.artifacts.storage import Folder, folder_at
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -35,7 +37,7 @@ class ShardStats(_Record):
     @property
     def index_name(self) -> str:
         """File name of the index that belongs to the tar."""
-        return str(Path(self.name).with_suffix(".index"))
+        return str(PurePosixPath(self.name).with_suffix(".index"))
 
 
 class IndexEntry(_Record):
@@ -56,13 +58,19 @@ class ShardIndex(_Record):
         return "".join(f"{line}\n" for line in lines).encode()
 
     @classmethod
-    def read(cls, path: Path) -> ShardIndex:
+    def decode(cls, data: bytes) -> ShardIndex:
+        """The reverse of `encode`. Raises ValueError (pydantic's) where the bytes are no index."""
+        return cls(entries=tuple(IndexEntry.model_validate_json(line) for line in data.splitlines()))
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str] | Folder, name: str) -> ShardIndex:
         """Raises InputError where the file is missing or is not an index."""
+        folder = folder_at(folder)
         try:
-            lines = path.read_bytes().splitlines()
-            return cls(entries=tuple(IndexEntry.model_validate_json(line) for line in lines))
+            return cls.decode(folder.read(name))
         except (OSError, ValidationError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not a shard index"
+            reason = (error.strerror or error) if isinstance(error, OSError) else "not a shard index"
+            path = f"{folder.root}/{name}"
             raise InputError(f"{path}: {reason}; run `make shards` again to remake what is missing") from None
 
 
@@ -73,12 +81,20 @@ class QuarantineEntry(_Record):
     reason: str
 
 
+class MapStats(_Record):
+    """A further map of every sample: its height and width in pixels, and the largest number of ids in one."""
+
+    size: int
+    max_superpixels: int
+
+
 class Manifest(_Record):
     """What a set of shards holds. Listed = stored + quarantined.
 
     `settings` are all that decide the content; `fingerprint` covers them, the list of images and the versions.
     `superpixel_size` is the height and width of the label maps in pixels, `max_superpixels` the largest
-    num_superpixels of any sample, `ignored` the files that are no images by name.
+    num_superpixels of any sample, `maps` the same of further maps by name, `ignored` the files that are no images by
+    name. `over_limit`: more images are in quarantine than whoever made the set allowed.
     """
 
     format_version: int = FORMAT_VERSION
@@ -91,6 +107,8 @@ class Manifest(_Record):
     ignored: int
     superpixel_size: int
     max_superpixels: int
+    maps: dict[str, MapStats] = {}
+    over_limit: bool = False
     classes: tuple[str, ...] = ()
     quarantine_sha256: str
     shards: tuple[ShardStats, ...]
@@ -100,20 +118,24 @@ class Manifest(_Record):
         return (json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1) + "\n").encode()
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest:
-        """The manifest of a shard folder.
+    def read(cls, place: str | os.PathLike[str] | Folder) -> Manifest:
+        """The manifest of a folder of shards, a local one or one behind a URL.
 
         Raises:
             InputError: there is none (no shards, or not finished), it is of another format, or it is damaged.
         """
-        path = folder / MANIFEST_NAME
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; `make shards IMAGES=… SHARDS={folder}` makes it")
+        folder = folder_at(place)
+        path = f"{folder.root}/{MANIFEST_NAME}"
         try:
-            loaded = json.loads(path.read_bytes())
+            loaded = json.loads(folder.read(MANIFEST_NAME))
+        except NotADirectoryError:
+            raise InputError(f"{folder.root}: a file, not a folder of shards") from None
         except FileNotFoundError:
+            if not folder.exists():
+                made = f"`make shards IMAGES=… SHARDS={folder.root}` makes it"
+                raise InputError(f"{folder.root}: no such folder; {made}") from None
             raise InputError(
-                f"{folder}: no {MANIFEST_NAME}, so these are no finished shards; run `make shards`"
+                f"{folder.root}: no {MANIFEST_NAME}, so these are no finished shards; run `make shards`"
             ) from None
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read ({error}); run `make shards` again") from None
@@ -130,6 +152,21 @@ class Manifest(_Record):
             raise InputError(f"{path} is damaged: stored is not the sum over its shards; run `make shards` again")
         return manifest
 
+    def require_within_limit(self, place: object, *, unless: str) -> None:
+        """Refuse a set of which too much is missing.
+
+        Args:
+            place: where the set lies, for the message.
+            unless: the setting that accepts it.
+        Raises:
+            InputError: `over_limit` is set.
+        """
+        if self.over_limit:
+            raise InputError(
+                f"{place}: {self.quarantined} of {self.listed} images are in quarantine, more than was allowed when "
+                f"the shards were made (quarantine.jsonl says why); set {unless} to use them as they are"
+            )
+
 
 def encode_quarantine(entries: Iterable[QuarantineEntry]) -> bytes:
     """quarantine.jsonl: one JSON line per image, sorted by source."""
@@ -137,7 +174,7 @@ def encode_quarantine(entries: Iterable[QuarantineEntry]) -> bytes:
     return "".join(json.dumps(e.model_dump(), sort_keys=True, ensure_ascii=False) + "\n" for e in ordered).encode()
 
 
-def read_quarantine(folder: Path) -> list[QuarantineEntry]:
+def read_quarantine(place: str | os.PathLike[str] | Folder) -> list[QuarantineEntry]:
     """The quarantined images of a shard folder."""
-    lines = (folder / QUARANTINE_NAME).read_bytes().split(b"\n")
+    lines = folder_at(place).read(QUARANTINE_NAME).split(b"\n")
     return [QuarantineEntry.model_validate_json(line) for line in lines if line]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import urllib.parse
+import zlib
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -19,6 +21,12 @@ IMAGE_MEMBER = "jpg"
 SUPERPIXELS_MEMBER = "superpixels.png"
 META_MEMBER = "json"
 MAX_8BIT_LABELS = 256
+PNG_SIGNATURE, PNG_GREY, PNG_UP = b"\x89PNG\r\n\x1a\n", 0, 2
+
+
+def map_member(name: str) -> str:
+    """The member that holds the further map `name`."""
+    return f"superpixels-{name}.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +78,26 @@ def encode_label_map(label_map: np.ndarray) -> bytes:
     low, high = int(label_map.min()), int(label_map.max())
     if low < 0 or high > np.iinfo(np.uint16).max:
         raise ValueError(f"label map ids must lie in 0 … 65535, not {low} … {high}")
-    buffer = io.BytesIO()
-    dtype = np.uint8 if high < MAX_8BIT_LABELS else np.uint16
-    Image.fromarray(label_map.astype(dtype)).save(buffer, format="PNG", compress_level=6)
-    return buffer.getvalue()
+    height, width = label_map.shape
+    depth = 8 if high < MAX_8BIT_LABELS else 16
+    rows = np.ascontiguousarray(label_map, dtype=f">u{depth // 8}").view(np.uint8)
+    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
+    filtered[:, 0] = PNG_UP
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    # Run lengths after the filter "up": a third of the time of Pillow's encoder, and fewer bytes (docs/benchmarks.md).
+    compressor = zlib.compressobj(6, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
+    header = struct.pack(">IIBBBBB", width, height, depth, PNG_GREY, 0, 0, 0)
+    chunks = (
+        (b"IHDR", header),
+        (b"IDAT", compressor.compress(filtered.tobytes()) + compressor.flush()),
+        (b"IEND", b""),
+    )
+    return PNG_SIGNATURE + b"".join(_png_chunk(kind, data) for kind, data in chunks)
+
+
+def _png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def decode_label_map(data: bytes) -> np.ndarray:

@@ -131,22 +131,44 @@ def _nearest(key: str, known: Sequence[str]) -> str:
 def _first_problem(error: ValidationError, model: type[BaseModel], section: str, origin: str) -> str:
     problems = error.errors()
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    location = [str(part) for part in problem["loc"]]
-    dotted = ".".join([section, *location])
+    keys, known = _resolved(model, [str(part) for part in problem["loc"]])
+    dotted = ".".join([section, *keys])
     if problem["type"] == "extra_forbidden":
-        return f"{origin}: unknown key '{dotted}'{_nearest(location[-1], _known_keys(model, location[:-1]))}"
+        return f"{origin}: unknown key '{dotted}'{_nearest(keys[-1], known)}"
+    if problem["type"] == "union_tag_invalid":
+        context = problem["ctx"]
+        tags = context["expected_tags"].replace("'", "").split(", ")
+        dotted += "." + context["discriminator"].strip("'")
+        return f"{origin}: {dotted}: unknown value '{context['tag']}'{_nearest(context['tag'], tags)}"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem["input"]
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
     return f"{origin}: {dotted}: {message}{shown}"
 
 
-def _known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Field names of the settings class that a location leads to."""
-    for part in location:
-        field = model.model_fields.get(part)
-        annotation = field.annotation if field else None
-        inner = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
-        if inner:
-            model = inner[0]
-    return list(model.model_fields)
+def _resolved(annotation: Any, location: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The keys of a location without the tags of unions, and the keys known where the last of them is."""
+    if not location:
+        return [], []
+    key, *rest = location
+    models = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+    if len(models) > 1:  # a union; pydantic names its member by the tag
+        tagged = [
+            m for m in models if key in {f.default for f in m.model_fields.values() if isinstance(f.default, str)}
+        ]
+        return _resolved(tagged[0], rest) if tagged else ([], [])
+    if models:
+        known = list(models[0].model_fields)
+        field = models[0].model_fields.get(key)
+        keys, inner = _resolved(field.annotation, rest) if field else (list(rest), [])
+        return [key, *keys], inner or known
+    values = [_plain(a) for a in get_args(annotation)[-1:]]  # of a dict, or of what Annotated hides
+    keys, known = _resolved(values[0], rest) if values else (list(rest), [])
+    return [key, *keys], known
+
+
+def _plain(annotation: Any) -> Any:
+    """An annotation without what Annotated adds to it."""
+    while hasattr(annotation, "__metadata__"):
+        annotation = annotation.__origin__
+    return annotation

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.settings import load_settings
-from preprocess.config import SceneSettings, ShardSettings
+from preprocess.config import FastSlicSettings, GridSettings, SceneSettings, ShardSettings
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,16 @@ from preprocess.config import SceneSettings, ShardSettings
         ("shards.superpixels.segments=256", "shards.superpixels.segments: .*255.*256"),
         ("shards.superpixels.segments=0", "shards.superpixels.segments"),
         ("shards.superpixels.compactness=0", "shards.superpixels.compactness"),
-        ("shards.superpixels.backend=slick", "shards.superpixels.backend"),
+        (
+            "shards.superpixels.backend=skimag",
+            "shards.superpixels.backend: unknown value 'skimag'; did you mean 'skimage'",
+        ),
+        ("shards.superpixels={backend: grid, row: 3}", "unknown key 'shards.superpixels.row'; did you mean 'rows'"),
+        ("shards.superpixels={backend: grid, rows: 0}", "shards.superpixels.rows: .*greater than or equal to 1"),
+        ("shards.superpixels={backend: grid, rows: 300}", "300 × 10 boxes do not fit into 224 × 224 pixels"),
+        ("shards.maps={fine: {segment: 3}}", "unknown key 'shards.maps.fine.segment'; did you mean 'segments'"),
+        ("shards.maps={Fine: {}}", "shards.maps.Fine"),
+        ("shards.source.fromat=tar", "unknown key 'shards.source.fromat'; did you mean 'format'"),
         ("shards.superpixels.sise=3", "unknown key 'shards.superpixels.sise'; did you mean 'size'"),
         ("shards.prefix=a.b", "shards.prefix"),
         ("shards.images_per_shard=0", "shards.images_per_shard"),
@@ -33,7 +42,23 @@ def test_fewer_pixels_than_segments_are_refused():
 
 def test_content_leaves_out_how_it_runs():
     content = ShardSettings(workers=4).content()
-    assert set(ShardSettings.model_fields) - set(content) == {"workers", "max_bad_fraction"}
+    assert set(ShardSettings.model_fields) - set(content) == {"workers", "max_bad_fraction", "read_ahead", "retries"}
+
+
+def test_backends_are_chosen_by_name_and_recorded_whole():
+    settings = load_settings(
+        ShardSettings, "shards", None, ["shards.superpixels.backend=grid", "shards.maps.a.segments=7"]
+    )
+    assert settings.superpixels == GridSettings(rows=10, columns=10)
+    assert settings.content()["superpixels"] == {
+        "backend": "grid",
+        "rows": 10,
+        "columns": 10,
+        "size": 224,
+        "resample": "box",
+    }
+    assert settings.content()["maps"] == {"a": FastSlicSettings(segments=7).model_dump()}
+    assert ShardSettings.model_validate(settings.content()).content() == settings.content()
 
 
 @pytest.mark.parametrize(

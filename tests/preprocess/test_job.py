@@ -26,10 +26,10 @@ def work(job: ShardJob, *, most: int | None = None, overwrite: bool = False) -> 
     job.load(overwrite=overwrite)
     with job.lock():
         job.begin(overwrite=overwrite)
-        made = job.pending[:most]
+        made = job.pending()[:most]
         for number in made:
             job.record(make_shard(job.plan.task(number), folder=job.folder))
-        if not job.pending:
+        if not job.pending():
             job.finish()
     return made
 
@@ -53,9 +53,9 @@ def test_finished_folder_holds_the_contract_and_nothing_else(new_job):
     job = new_job()
     assert work(job) == [0, 1, 2, 3]
     shards = [f"r2o-{n:06d}.{kind}" for n in range(4) for kind in ("tar", "index")]
-    found = contents(job.folder)
+    found = contents(job.folder.path)
     assert sorted(found) == sorted([*shards, "manifest.json", "quarantine.jsonl"])
-    assert sorted(p.name for p in job.folder.iterdir()) == sorted(found)
+    assert sorted(p.name for p in job.folder.path.iterdir()) == sorted(found)
     manifest = Manifest.read(job.folder)
     assert (manifest.listed, manifest.stored, manifest.quarantined, manifest.ignored) == (10, 9, 1, 0)
     assert manifest.classes == ("cat", "dog")
@@ -86,34 +86,34 @@ def test_finished_means_nothing_pending(new_job):
     work(new_job())
     job = new_job()
     job.load()
-    assert job.pending == []
+    assert job.pending() == []
     assert job.manifest is not None
 
 
 @pytest.mark.parametrize("missing", ["r2o-000001.tar", "r2o-000002.index"])
 def test_only_what_is_missing_is_made_again(new_job, missing):
     work(new_job())
-    before = contents(new_job().folder)
-    (new_job().folder / missing).unlink()
+    before = contents(new_job().folder.path)
+    (new_job().folder.path / missing).unlink()
     assert work(new_job()) == [int(missing[9])]
-    assert contents(new_job().folder) == before
+    assert contents(new_job().folder.path) == before
 
 
 def test_a_missing_quarantine_is_made_from_all_shards(new_job):
     work(new_job())
-    before = contents(new_job().folder)
-    (new_job().folder / "quarantine.jsonl").unlink()
+    before = contents(new_job().folder.path)
+    (new_job().folder.path / "quarantine.jsonl").unlink()
     assert work(new_job()) == [0, 1, 2, 3]
-    assert contents(new_job().folder) == before
+    assert contents(new_job().folder.path) == before
 
 
 def test_a_remade_shard_must_be_the_one_of_the_manifest(new_job, images, picture, encoded):
     work(new_job())
-    name = new_job().plan.task(0).images[0].decode()
+    name = new_job().plan.task(0).sources[0].name.decode()
     old = (images / name).read_bytes()
     other = encoded(picture(50, 20, 20), quality=50)
     (images / name).write_bytes(other + bytes(len(old) - len(other)))
-    (new_job().folder / "r2o-000000.tar").unlink()
+    (new_job().folder.path / "r2o-000000.tar").unlink()
     with pytest.raises(InputError, match="its images have changed"):
         work(new_job())
 
@@ -134,7 +134,7 @@ def test_another_list_of_images_is_refused(new_job, images):
         new_job().load()
     (images / "dog" / "new.jpg").unlink()
     (images / "cat" / "broken.jpg").write_bytes(b"longer text")
-    with pytest.raises(InputError, match="as many, but other names or sizes"):
+    with pytest.raises(InputError, match="as many, but other names, sizes or places"):
         new_job().load()
 
 
@@ -147,7 +147,7 @@ def test_overwrite_makes_them_again(new_job, tmp_path):
 
 def test_a_damaged_manifest_says_how_to_go_on(new_job):
     work(new_job())
-    (new_job().folder / "manifest.json").write_text("{")
+    (new_job().folder.path / "manifest.json").write_text("{")
     with pytest.raises(InputError, match="--overwrite"):
         new_job().load()
     assert work(new_job(), overwrite=True) == [0, 1, 2, 3]
@@ -155,7 +155,7 @@ def test_a_damaged_manifest_says_how_to_go_on(new_job):
 
 def test_another_format_version_is_refused(new_job):
     work(new_job())
-    path = new_job().folder / "manifest.json"
+    path = new_job().folder.path / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
     with pytest.raises(InputError, match="format version 99"):
         new_job().load()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.artifacts.manifest import Manifest
 from preprocess import make_shards
 from preprocess.config import ShardSettings
 from preprocess.job import ShardJob
@@ -53,7 +54,7 @@ def undisturbed(images, tmp_path_factory):
     job = ShardJob(folder, Plan(list_images(images), settings))
     job.begin()
     for task in job.plan.tasks():
-        job.record(make_shard(task, folder=folder))
+        job.record(make_shard(task, folder=job.folder))
     job.finish()
     return contents(folder)
 
@@ -129,8 +130,12 @@ def test_too_many_bad_images_have_an_exit_code_of_their_own(cluster, tmp_path, m
     for _ in range(2):
         assert make_shards.main(arguments) == make_shards.EXIT_TOO_MANY_BAD
         error = capsys.readouterr().err.splitlines()[-1]
-        assert "1 of 4 images are bad (25.0%, more than shards.max_bad_fraction=0.01)" in error
+        assert "1 of 4 images are bad (25.0%), more than shards.max_bad_fraction allows" in error
+        assert Manifest.read(tmp_path / "s").over_limit
     assert make_shards.main([*arguments, "--set", "shards.max_bad_fraction=0.3"]) == 0
+    assert not Manifest.read(tmp_path / "s").over_limit
+    assert make_shards.main(arguments) == make_shards.EXIT_TOO_MANY_BAD
+    assert Manifest.read(tmp_path / "s").over_limit
 
 
 def test_an_unwritable_folder_is_one_line(cluster, images, capsys):
@@ -157,7 +162,7 @@ def test_a_worker_that_cannot_write_is_one_line_and_resumable(cluster, images, u
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--images", "nowhere", "--shards", "s"], "nowhere: no such folder"),
+        (["--images", "nowhere", "--shards", "s"], "nowhere: no such file or folder"),
         (["--images", "empty", "--shards", "s"], "empty: the folder is empty"),
         (["--images", "texts", "--shards", "s"], "texts: no image among its files (2 ignored)"),
         (["--images", "good", "--shards", "texts"], "texts: holds 'a.txt' but no shards"),

@@ -1,19 +1,20 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from preprocess.config import ShardSettings
+from preprocess.listing import Listing, Source
 from preprocess.plan import Plan, permuted
-from preprocess.sources import Listing, Source
 
 
-def listing_of(count: int, *, has_classes: bool = False) -> Listing:
+def listing_of(count: int, *, has_classes: bool = False, root: str = "images", last_size: int | None = None) -> Listing:
+    listing = Listing(root=root, kind="files", described="made up")
     folder = b"cat/" if has_classes else b""
-    images = tuple(Source(b"%s%04d.jpg" % (folder, n), n) for n in range(count))
-    return Listing(root=Path("images"), images=images, ignored=0, has_classes=has_classes)
+    for number in range(count):
+        size = last_size if last_size is not None and number == count - 1 else number
+        listing.add(Source(b"%s%04d.jpg" % (folder, number), size))
+    return listing
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 16, 17, 100, 1023, 4097])
@@ -51,19 +52,27 @@ def test_every_image_is_in_one_task_under_one_key():
     plan = Plan(listing_of(103, has_classes=True), ShardSettings(images_per_shard=10))
     tasks = list(plan.tasks())
     assert [task.name for task in tasks] == [f"r2o-{n:06d}.tar" for n in range(11)]
-    assert [len(task.images) for task in tasks] == [10] * 10 + [3]
-    assert sorted(path for task in tasks for path in task.images) == [s.path for s in plan.listing.images]
+    assert [len(task.sources) for task in tasks] == [10] * 10 + [3]
+    assert sorted(source.name for task in tasks for source in task.sources) == [s.name for s in plan.listing]
     assert [task.first_key for task in tasks] == list(range(0, 110, 10))
-    assert {name for task in tasks for name in task.classes} == {"cat"}
+    assert {source.class_name for task in tasks for source in task.sources} == {"cat"}
 
 
 def test_fingerprint_follows_content_and_nothing_else():
     listing, settings = listing_of(5), ShardSettings()
     base = Plan(listing, settings).fingerprint
-    moved = Listing(root=Path("/elsewhere"), images=listing.images, ignored=7, has_classes=False)
+    moved = listing_of(5, root="/elsewhere")
+    moved.ignored = 7
     assert Plan(moved, ShardSettings(workers=3, max_bad_fraction=0.5)).fingerprint == base
     assert Plan(listing, ShardSettings(seed=1)).fingerprint != base
     assert Plan(listing, ShardSettings(superpixels={"segments": 99})).fingerprint != base
-    resized = (*listing.images[:-1], Source(listing.images[-1].path, 99))
-    other = Listing(root=listing.root, images=resized, ignored=0, has_classes=False)
-    assert Plan(other, settings).fingerprint != base
+    assert Plan(listing, ShardSettings(count=4)).fingerprint != base
+    assert Plan(listing_of(5, last_size=99), settings).fingerprint != base
+
+
+def test_a_count_takes_the_first_of_the_seeded_order():
+    whole, some = (Plan(listing_of(103), ShardSettings(images_per_shard=10, count=c)) for c in (None, 25))
+    assert (len(some), some.total) == (3, 25)
+    taken = [source for task in some.tasks() for source in task.sources]
+    assert taken == [source for task in whole.tasks() for source in task.sources][:25]
+    assert Plan(listing_of(7), ShardSettings(count=100)).total == 7

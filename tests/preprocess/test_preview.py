@@ -23,7 +23,7 @@ def shards(tmp_path, make_folder):
     for task in plan.tasks():
         job.record(make_shard(task, folder=job.folder))
     job.finish()
-    return job.folder
+    return job.folder.path
 
 
 def test_spread():

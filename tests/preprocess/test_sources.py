@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts.errors import InputError
+from preprocess.listing import Source
 from preprocess.sources import list_images
 
 
@@ -16,15 +17,15 @@ def touch(root: Path, *names: str) -> None:
 
 
 def paths(root: Path) -> list[bytes]:
-    return [image.path for image in list_images(root).images]
+    return [image.name for image in list_images(root)]
 
 
 def test_every_suffix_in_any_case_and_nothing_else(tmp_path):
     listed = ["a.jpg", "b.JPEG", "c.Png", "d.webp", "e.GIF", "f.bmp", "g.tif", "h.TIFF"]
     touch(tmp_path, *listed, "notes.txt", "noend", "x.jpg.bak", ".hidden.jpg", ".thumbs/y.jpg")
     listing = list_images(tmp_path)
-    assert [image.path.decode() for image in listing.images] == listed
-    assert {image.size for image in listing.images} == {5}
+    assert [image.name.decode() for image in listing] == listed
+    assert {image.size for image in listing} == {5}
     assert listing.ignored == 5
     assert listing.classes == ()
 
@@ -33,14 +34,14 @@ def test_classes_are_the_first_folders(tmp_path):
     touch(tmp_path, "dog/1.jpg", "cat/deep/er/1.jpg", "cat/2.jpg", "README.txt")
     listing = list_images(tmp_path)
     assert listing.classes == ("cat", "dog")
-    assert [listing.class_of(image.path) for image in listing.images] == ["cat", "cat", "dog"]
+    assert [image.class_name for image in listing] == ["cat", "cat", "dog"]
 
 
 def test_an_image_beside_the_folders_means_no_classes(tmp_path):
     touch(tmp_path, "dog/1.jpg", "0.jpg")
     listing = list_images(tmp_path)
     assert listing.classes == ()
-    assert listing.class_of(b"dog/1.jpg") is None
+    assert listing[1] == Source(b"dog/1.jpg", 5)
 
 
 def test_links_to_files_and_folders_are_followed_but_not_loops(tmp_path):
@@ -52,20 +53,20 @@ def test_links_to_files_and_folders_are_followed_but_not_loops(tmp_path):
     (images / "up").symlink_to(images)
     (images / "self.jpg").symlink_to("self.jpg")
     listing = list_images(images)
-    assert [image.path for image in listing.images] == [b"class/inside.jpg", b"link.jpg"]
+    assert [image.name for image in listing] == [b"class/inside.jpg", b"link.jpg"]
     assert listing.ignored == 2
 
 
 def test_a_dangling_link_is_listed_for_quarantine(tmp_path):
     (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
-    assert [(image.path, image.size) for image in list_images(tmp_path).images] == [(b"gone.jpg", 0)]
+    assert [(image.name, image.size) for image in list_images(tmp_path)] == [(b"gone.jpg", 0)]
 
 
 def test_a_pipe_named_like_an_image_is_ignored(tmp_path):
     touch(tmp_path, "a.jpg")
     os.mkfifo(tmp_path / "b.jpg")
     listing = list_images(tmp_path)
-    assert len(listing.images) == 1
+    assert len(listing) == 1
     assert listing.ignored == 1
 
 
@@ -82,13 +83,13 @@ def test_names_are_bytes_and_order_is_theirs(tmp_path):
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(InputError, match="nowhere: no such folder"):
+    with pytest.raises(InputError, match="nowhere: no such file or folder"):
         list_images(tmp_path / "nowhere")
 
 
 def test_file_instead_of_folder(tmp_path):
     touch(tmp_path, "a.jpg")
-    with pytest.raises(InputError, match=r"a\.jpg: not a folder"):
+    with pytest.raises(InputError, match=r"a\.jpg: a file that is no source of images"):
         list_images(tmp_path / "a.jpg")
 
 

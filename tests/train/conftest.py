@@ -8,6 +8,7 @@ from PIL import Image
 
 from pipeline.artifacts.files import write_atomic
 from pipeline.artifacts.manifest import MANIFEST_NAME, QUARANTINE_NAME, Manifest, encode_quarantine
+from pipeline.artifacts.storage import folder_at
 from preprocess.config import ShardSettings
 from preprocess.plan import Plan
 from preprocess.shard_task import make_shard
@@ -31,19 +32,19 @@ def write_shards(images: Path, folder: Path, settings: ShardSettings) -> Manifes
     """The shards of a folder of images, made one after the other in this process."""
     plan = Plan(list_images(images), settings)
     folder.mkdir(parents=True, exist_ok=True)
-    results = [make_shard(task, folder=folder) for task in plan.tasks()]
+    results = [make_shard(task, folder=folder_at(folder)) for task in plan.tasks()]
     stored = sum(r.stats.samples for r in results)
     write_atomic(folder / QUARANTINE_NAME, encode_quarantine([]))
     manifest = Manifest(
         settings=settings.content(),
         versions=plan.versions,
         fingerprint=plan.fingerprint,
-        listed=len(plan.listing.images),
+        listed=plan.total,
         stored=stored,
         quarantined=0,
         ignored=0,
         superpixel_size=settings.superpixels.size,
-        max_superpixels=max(r.max_superpixels for r in results),
+        max_superpixels=max(r.max_superpixels[""] for r in results),
         quarantine_sha256="",
         shards=tuple(r.stats for r in results),
     )

@@ -105,7 +105,7 @@ class ShardReader:
     def _read_index(self, shard: int) -> ShardIndex:
         stats = self.manifest.shards[shard]
         path = self.folder / stats.index_name
-        index = ShardIndex.read(path)
+        index = ShardIndex.read(self.folder, stats.index_name)
         if sha256_of(path) != stats.index_sha256 or len(index.entries) != stats.samples:
             raise InputError(f"{path} is not the index that the manifest names; run `make shards` again")
         return index

@@ -46,6 +46,7 @@ def test_manifest_comes_back(manifest, tmp_path):
 def test_no_folder_and_no_manifest_are_told_apart(tmp_path):
     with pytest.raises(InputError, match="nowhere: no such folder"):
         Manifest.read(tmp_path / "nowhere")
+    (tmp_path / "r2o-000000.tar").touch()
     with pytest.raises(InputError, match=r"no manifest\.json, so these are no finished shards"):
         Manifest.read(tmp_path)
 
@@ -79,17 +80,17 @@ def test_index_comes_back_line_by_line(tmp_path):
     data = ShardIndex(entries=entries).encode()
     assert data.splitlines()[1] == b'{"key":"000000001","members":{"jpg":[512,1],"json":[9,4]}}'
     (tmp_path / "a.index").write_bytes(data)
-    assert ShardIndex.read(tmp_path / "a.index").entries == entries
+    assert ShardIndex.read(tmp_path, "a.index").entries == entries
     (tmp_path / "b.index").write_bytes(b"")
-    assert ShardIndex.read(tmp_path / "b.index").entries == ()
+    assert ShardIndex.read(tmp_path, "b.index").entries == ()
 
 
 def test_a_bad_index_is_named(tmp_path):
     (tmp_path / "a.index").write_bytes(b"{}\n")
     with pytest.raises(InputError, match=r"a\.index: not a shard index"):
-        ShardIndex.read(tmp_path / "a.index")
+        ShardIndex.read(tmp_path, "a.index")
     with pytest.raises(InputError, match=r"b\.index: No such file"):
-        ShardIndex.read(tmp_path / "b.index")
+        ShardIndex.read(tmp_path, "b.index")
 
 
 def test_quarantine_is_sorted_and_comes_back(tmp_path):

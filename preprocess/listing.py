@@ -1,0 +1,192 @@
+"""The list of images on disk: flat in memory however long, each record found by its number."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import tempfile
+import weakref
+from array import array
+from collections.abc import Iterator
+from types import TracebackType
+from typing import IO, Literal, NamedTuple
+
+import numpy as np
+
+from pipeline.artifacts.sample import source_name
+
+Kind = Literal["files", "ranges", "rows"]
+BUFFERED = 10_000
+NO_CLASS = -1
+PARTS = "\x1e"
+
+
+class Part(NamedTuple):
+    """A member of a WebDataset sample beside its image: bytes [offset, offset + size) of the same file."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class Source(NamedTuple):
+    """A listed image.
+
+    `name` is its path relative to the source root, `size` its bytes (0 where it cannot be known). It is a file of its
+    own (kind files), the bytes [offset, offset + size) of `file` (ranges), or row `offset` of it (rows); `file` is
+    relative to the root too. `others` are what else belongs to the sample.
+    """
+
+    name: bytes
+    size: int
+    file: bytes = b""
+    offset: int = 0
+    class_name: str | None = None
+    others: tuple[Part, ...] = ()
+
+
+class Listing:
+    """The images under `root` (path or URL), in an order that their source decides; `ignored` counts other entries.
+
+    Iterate, index by number, take the length. The files on disk go with it (context manager).
+
+    Args:
+        described: what the source is, for people.
+        class_folders: whether the first folder level may name classes.
+        column: the one that holds the image, for kind rows.
+    """
+
+    def __init__(
+        self, *, root: str, kind: Kind, described: str, class_folders: bool = True, column: str | None = None
+    ) -> None:
+        self.root, self.kind, self.described, self.class_folders = root, kind, described, class_folders
+        self.column, self.ignored = column, 0
+        self._records, self._starts = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 they live as long as we
+        self._files = weakref.finalize(self, _close, self._records, self._starts)
+        self._buffer: list[bytes] = []
+        self._buffer_starts = array("Q")
+        self._end = self._count = 0
+        self._digests = hashlib.sha256(kind.encode()), hashlib.sha256()
+        self._classes: dict[str, int] = {}
+        self._class_names: list[str] = []
+        self._folders: set[bytes] = set()
+        self._all_in_folders = True
+        self._map: mmap.mmap | None = None
+        self._start_of: np.ndarray = np.empty(0, np.uint64)
+
+    def add(self, source: Source) -> None:
+        """Append an image. Only before the first look at the list."""
+        class_id = NO_CLASS
+        if source.class_name is not None:
+            class_id = self._classes.setdefault(source.class_name, len(self._classes))
+        first, slash, _ = source.name.partition(b"/")
+        if slash:
+            self._folders.add(first)
+        else:
+            self._all_in_folders = False
+        others = PARTS.join(f"{name}:{offset}:{size}" for name, offset, size in source.others)
+        record = b"%d\0%d\0%d\0%b\0%b\0%b" % (
+            source.size,
+            source.offset,
+            class_id,
+            source.file,
+            others.encode(errors="surrogateescape"),
+            source.name,
+        )
+        self._buffer.append(record)
+        self._buffer_starts.append(self._end)
+        self._end += len(record)
+        self._count += 1
+        if len(self._buffer) >= BUFFERED:
+            self._flush()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> Source:
+        if not 0 <= number < self._count:
+            raise IndexError(number)
+        if self._map is None:
+            self._open()
+        assert self._map is not None
+        end = int(self._start_of[number + 1]) if number + 1 < self._count else self._end
+        return self._decoded(self._map[int(self._start_of[number]) : end])
+
+    def __iter__(self) -> Iterator[Source]:
+        return (self[number] for number in range(self._count))
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the first folder level is one of classes: no image lies beside it."""
+        return self.class_folders and self._all_in_folders and self._count > 0
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, sorted; empty where there are none."""
+        names = [source_name(folder) for folder in self._folders] if self.has_classes else list(self._classes)
+        return tuple(sorted(names))
+
+    @property
+    def sha256(self) -> str:
+        """Hex SHA-256 over every record and where it starts, in order, and the names of the classes."""
+        self._flush()
+        classes = hashlib.sha256("\0".join(self._classes).encode())
+        return hashlib.sha256(b"".join(digest.digest() for digest in (*self._digests, classes))).hexdigest()
+
+    def close(self) -> None:
+        """Remove the files on disk."""
+        self._files()
+
+    def __enter__(self) -> Listing:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _decoded(self, record: bytes) -> Source:
+        size, offset, class_id, file, others, name = record.split(b"\0", 5)
+        return Source(
+            name=name,
+            size=int(size),
+            file=file,
+            offset=int(offset),
+            class_name=self._class_of(name, int(class_id)),
+            others=tuple(map(_part, others.decode(errors="surrogateescape").split(PARTS))) if others else (),
+        )
+
+    def _class_of(self, name: bytes, class_id: int) -> str | None:
+        if self.has_classes:
+            return source_name(name.partition(b"/")[0])
+        return self._class_names[class_id] if class_id != NO_CLASS else None
+
+    def _flush(self) -> None:
+        if not self._buffer:
+            return
+        assert self._map is None, "a list that was looked at takes no more images"
+        data = b"".join(self._buffer)
+        self._digests[0].update(self._buffer_starts.tobytes())
+        self._digests[1].update(data)
+        self._records.write(data)
+        self._starts.write(self._buffer_starts.tobytes())
+        self._buffer.clear()
+        del self._buffer_starts[:]
+
+    def _open(self) -> None:
+        self._flush()
+        self._records.flush()
+        self._starts.flush()
+        self._map = mmap.mmap(self._records.fileno(), 0, access=mmap.ACCESS_READ)
+        self._class_names = list(self._classes)
+        self._start_of = np.frombuffer(mmap.mmap(self._starts.fileno(), 0, access=mmap.ACCESS_READ), np.uint64)
+
+
+def _close(*files: IO[bytes]) -> None:
+    for file in files:
+        file.close()
+
+
+def _part(text: str) -> Part:
+    name, offset, size = text.rsplit(":", 2)
+    return Part(name, int(offset), int(size))
