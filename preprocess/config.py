@@ -18,20 +18,21 @@ class _MapSettings(Settings):
     """`size` is the side in pixels of the square that the whole image is resized to, with filter `resample`."""
 
     size: int = Field(224, ge=8, le=4096)
-    resample: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = "box"
+    resample: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = "bilinear"
 
 
 class FastSlicSettings(_MapSettings):
     """SLIC by fast_slic: `segments` is what it aims at.
 
     A segment smaller than `min_size_factor` × (pixels / segments) is merged into a neighbour: fast_slic's own default,
-    0.25, leaves 84–100 of 100 segments, 0.1 nearly always all of them.
+    0.25, leaves 84–100 of 100 segments, 0.1 nearly always all of them. 5 `iterations` are within 2 % of 10 in every
+    measure on BSDS500, and far above scikit-image at as many segments (docs/benchmarks.md).
     """
 
     backend: Literal["fast_slic"] = "fast_slic"
     segments: int = Field(100, ge=1, le=MAX_SEGMENTS)
     compactness: float = Field(10.0, gt=0)
-    iterations: int = Field(10, ge=1)
+    iterations: int = Field(5, ge=1)
     min_size_factor: float = Field(0.1, ge=0, le=1)
 
     @model_validator(mode="after")

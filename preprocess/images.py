@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,14 +19,14 @@ from pipeline.artifacts.sample import decode_jpeg
 FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF")
 Image.MAX_IMAGE_PIXELS = None  # the bound is ours, for every format
 ORIENTATION, BITS_PER_SAMPLE, PHOTOMETRIC = 0x0112, 258, 262
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels.swapaxes(0, 1)[:, ::-1],
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
 }
 
 
@@ -66,16 +66,19 @@ def read_image(data: bytes, *, quality: int, max_pixels: int, min_side: int | No
     """
     if not data:
         raise Unreadable("empty file")
-    change = _change_of_jpeg if data.startswith(b"\xff\xd8") else _read_other
-    pixels, changed = change(data, max_pixels)
-    jpeg = data if pixels is None else _encoded(pixels, quality)
-    del pixels
+    if data.startswith(b"\xff\xd8"):
+        width, height, pixels, changed = _change_of_jpeg(data, max_pixels)
+    else:
+        pixels, changed = _read_other(data, max_pixels)
+    jpeg = data
+    if pixels is not None:
+        height, width = pixels.shape[:2]
+        jpeg, pixels = _encoded(pixels, quality), None
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg, strict=True)
         reduced = simplejpeg.decode_jpeg(jpeg, "RGBX", min_height=min_side or 0, min_width=min_side or 0, strict=True)
     except ValueError as error:
         raise Unreadable(f"JPEG: {error}") from None
-    return StoredImage(jpeg=jpeg, pixels=reduced, width=int(width), height=int(height), changed=tuple(changed))
+    return StoredImage(jpeg=jpeg, pixels=reduced, width=width, height=height, changed=tuple(changed))
 
 
 def _encoded(pixels: np.ndarray, quality: int) -> bytes:
@@ -85,8 +88,8 @@ def _encoded(pixels: np.ndarray, quality: int) -> bytes:
         raise Unreadable(f"cannot be stored as JPEG: {error}") from None
 
 
-def _change_of_jpeg(data: bytes, max_pixels: int) -> tuple[np.ndarray | None, list[str]]:
-    """The pixels of a JPEG that cannot be stored as it is, and why not; None for one that can."""
+def _change_of_jpeg(data: bytes, max_pixels: int) -> tuple[int, int, np.ndarray | None, list[str]]:
+    """Width, height, the pixels of a JPEG that cannot be stored as it is (None for one that can), and why not."""
     pixels, changed = None, []
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data, strict=True)
@@ -96,12 +99,11 @@ def _change_of_jpeg(data: bytes, max_pixels: int) -> tuple[np.ndarray | None, li
             changed.append(f"colour {colour}")
         exif = [body[6:] for marker, body in _segments(data) if marker == 0xE1 and body.startswith(b"Exif\0\0")]
         if (orientation := exif_orientation(exif[0]) if exif else 1) in UPRIGHT:
-            upright = Image.fromarray(decode_jpeg(data) if pixels is None else pixels)
-            pixels = np.asarray(upright.transpose(UPRIGHT[orientation]))
+            pixels = UPRIGHT[orientation](decode_jpeg(data) if pixels is None else pixels)
             changed.append(f"orientation {orientation}")
     except ValueError as error:
         raise Unreadable(f"JPEG: {error}") from None
-    return pixels, changed
+    return int(width), int(height), pixels, changed
 
 
 def _rgb_of_cmyk(data: bytes) -> np.ndarray:
@@ -173,11 +175,10 @@ def _decode_with_pillow(data: bytes, max_pixels: int) -> tuple[np.ndarray, list[
             changed.append(f"mode {image.mode}")
         rgb = _rgb(image)
         pending = _orientation(image)  # Pillow turns a TIFF itself and then drops the tag; a PNG's may come last
-    if pending in UPRIGHT:
-        rgb = rgb.transpose(UPRIGHT[pending])
     if (turned := max(orientation, pending)) in UPRIGHT:
         changed.append(f"orientation {turned}")
-    return np.asarray(rgb), changed
+    pixels = np.asarray(rgb)
+    return UPRIGHT[pending](pixels) if pending in UPRIGHT else pixels, changed
 
 
 def _orientation(image: Image.Image) -> int:

@@ -76,7 +76,8 @@ def superpixels_of(image: np.ndarray, *, settings: AnySettings, backend: type[Sl
 
 def _label_map(image: np.ndarray, settings: AnySettings, backend: type[Slic]) -> np.ndarray:
     if isinstance(settings, FastSlicSettings):
-        return connected(_fast_slic(image, settings, backend))
+        found = _fast_slic(image, settings, backend)
+        return found if _first_is_connected(found) else connected(found)
     if isinstance(settings, GridSettings):
         return grid(settings.size, rows=settings.rows, columns=settings.columns)
     try:
@@ -109,6 +110,19 @@ def _fast_slic(image: np.ndarray, settings: FastSlicSettings, backend: type[Slic
         num_threads=1,
     )
     return slic.iterate(np.ascontiguousarray(image), max_iter=settings.iterations)
+
+
+def _first_is_connected(label_map: np.ndarray) -> bool:
+    """Whether the pixels of label 0 hang together, which of fast_slic's maps says that every segment does.
+
+    Its last step numbers components in order of first appearance and gives each small one the label of the component to
+    the left of its first pixel, or above it: a neighbour. Only the component of the first pixel has none; where that
+    is small, it takes label 0 from afar (cca.cpp of fast-slic 0.4.0, `ConnectivityEnforcer::execute`).
+    """
+    mask = label_map == 0
+    mask = mask[: mask.any(axis=1).nonzero()[0][-1] + 1]
+    mask = mask[:, : mask.any(axis=0).nonzero()[0][-1] + 1]
+    return int(label_pieces(mask)[1].sum()) == 1
 
 
 def grid(size: int, *, rows: int, columns: int) -> np.ndarray:

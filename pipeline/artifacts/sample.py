@@ -11,7 +11,7 @@ import json
 import struct
 import urllib.parse
 import zlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 import simplejpeg
@@ -42,7 +42,7 @@ class SampleMeta:
 
     def encode(self) -> bytes:
         """UTF-8 JSON with sorted keys, without what is empty."""
-        members = {name: value for name, value in asdict(self).items() if value not in (None, ())}
+        members = {name: value for name, value in vars(self).items() if value not in (None, ())}
         return json.dumps(members, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     @classmethod

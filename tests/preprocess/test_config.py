@@ -55,7 +55,7 @@ def test_backends_are_chosen_by_name_and_recorded_whole():
         "rows": 10,
         "columns": 10,
         "size": 224,
-        "resample": "box",
+        "resample": "bilinear",
     }
     assert settings.content()["maps"] == {"a": FastSlicSettings(segments=7).model_dump()}
     assert ShardSettings.model_validate(settings.content()).content() == settings.content()

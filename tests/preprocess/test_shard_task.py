@@ -192,3 +192,12 @@ def test_a_failure_leaves_nothing_behind(photos, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         shard_of(photos, tmp_path / "shards")
     assert list((tmp_path / "shards").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("0.jpg", 0), ("000000000.superpixels.png", 2**31), ("é" * 50, 8 * 2**30 - 1)]
+)
+def test_a_header_is_tarfiles_own(name, size):
+    info = tarfile.TarInfo(name)
+    info.size = size
+    assert shard_task._header(name.encode(), size) == info.tobuf(tarfile.USTAR_FORMAT)
