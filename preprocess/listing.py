@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import tempfile
 import weakref
 from array import array
@@ -18,7 +19,6 @@ from pipeline.artifacts.sample import source_name
 Kind = Literal["files", "ranges", "rows"]
 BUFFERED = 10_000
 NO_CLASS = -1
-PARTS = "\x1e"
 
 
 class Part(NamedTuple):
@@ -66,7 +66,8 @@ class Listing:
         self._buffer: list[bytes] = []
         self._buffer_starts = array("Q")
         self._end = self._count = 0
-        self._digests = hashlib.sha256(kind.encode()), hashlib.sha256()
+        self._digests = hashlib.sha256(kind.encode()), hashlib.sha256(), hashlib.sha256()
+        self._name_hashes = array("q")
         self._classes: dict[str, int] = {}
         self._class_names: list[str] = []
         self._folders: set[bytes] = set()
@@ -84,15 +85,11 @@ class Listing:
             self._folders.add(first)
         else:
             self._all_in_folders = False
-        others = PARTS.join(f"{name}:{offset}:{size}" for name, offset, size in source.others)
-        record = b"%d\0%d\0%d\0%b\0%b\0%b" % (
-            source.size,
-            source.offset,
-            class_id,
-            source.file,
-            others.encode(errors="surrogateescape"),
-            source.name,
-        )
+        others = b"".join(b"%b\0%d\0%d\0" % (os.fsencode(part.name), part.offset, part.size) for part in source.others)
+        head = b"%d\0%d\0%d\0%b\0" % (source.size, source.offset, class_id, source.file)
+        record = head + others + source.name
+        assert record.count(0) == 4 + 3 * len(source.others), "a name holds no zero byte"
+        self._name_hashes.append(hash(source.name))
         self._buffer.append(record)
         self._buffer_starts.append(self._end)
         self._end += len(record)
@@ -128,10 +125,25 @@ class Listing:
 
     @property
     def sha256(self) -> str:
-        """Hex SHA-256 over every record and where it starts, in order, and the names of the classes."""
+        """Hex SHA-256 over every record and where it starts, in order, what was noted, and the names of the classes."""
         self._flush()
         classes = hashlib.sha256("\0".join(self._classes).encode())
         return hashlib.sha256(b"".join(digest.digest() for digest in (*self._digests, classes))).hexdigest()
+
+    def note(self, fact: bytes) -> None:
+        """Let `sha256` depend on something more about the source."""
+        self._digests[2].update(hashlib.sha256(fact).digest())
+
+    def repeated(self) -> bytes | None:
+        """A name that is listed twice, where there is one."""
+        hashes = np.sort(np.array(self._name_hashes, np.int64))
+        twice = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+        seen: set[bytes] = set()
+        for name in (source.name for source in self if hash(source.name) in twice) if twice else ():
+            if name in seen:
+                return name
+            seen.add(name)
+        return None
 
     def close(self) -> None:
         """Remove the files on disk."""
@@ -146,14 +158,14 @@ class Listing:
         self.close()
 
     def _decoded(self, record: bytes) -> Source:
-        size, offset, class_id, file, others, name = record.split(b"\0", 5)
+        size, offset, class_id, file, *others, name = record.split(b"\0")
         return Source(
             name=name,
             size=int(size),
             file=file,
             offset=int(offset),
             class_name=self._class_of(name, int(class_id)),
-            others=tuple(map(_part, others.decode(errors="surrogateescape").split(PARTS))) if others else (),
+            others=tuple(map(_part, others[::3], others[1::3], others[2::3])),
         )
 
     def _class_of(self, name: bytes, class_id: int) -> str | None:
@@ -187,6 +199,5 @@ def _close(*files: IO[bytes]) -> None:
         file.close()
 
 
-def _part(text: str) -> Part:
-    name, offset, size = text.rsplit(":", 2)
-    return Part(name, int(offset), int(size))
+def _part(name: bytes, offset: bytes, size: bytes) -> Part:
+    return Part(os.fsdecode(name), int(offset), int(size))

@@ -1,12 +1,13 @@
 """A contact sheet of shards: images with the borders of their superpixels.
 
-python -m preprocess.preview --shards SHARDS --out sheet.png [--count 24]
+python -m preprocess.preview --shards SHARDS --out sheet.png [--count 24] [--shard NAME] [--key KEY] [--map NAME]
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,28 +17,32 @@ from PIL import Image
 
 from pipeline.artifacts.errors import InputError, exit_code_of
 from pipeline.artifacts.files import write_atomic
-from pipeline.artifacts.manifest import IndexEntry, Manifest, ShardIndex
+from pipeline.artifacts.manifest import Manifest, ShardIndex, ShardStats
 from pipeline.artifacts.pictures import draw_boundaries, resize_labels, sheet
-from pipeline.artifacts.sample import IMAGE_MEMBER, SUPERPIXELS_MEMBER, decode_jpeg, decode_label_map
+from pipeline.artifacts.sample import IMAGE_MEMBER, SUPERPIXELS_MEMBER, decode_jpeg, decode_label_map, map_member
+from pipeline.artifacts.storage import Folder, folder_at
 
 PAIRS_PER_ROW = 3
+KEY_DIGITS = 9
 TILE = 224
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
     parser = argparse.ArgumentParser(prog="python -m preprocess.preview", description="Draw superpixels of shards.")
-    parser.add_argument("--shards", type=Path, required=True, help="a finished folder of shards")
+    parser.add_argument("--shards", required=True, help="a finished folder of shards: a path or a URL")
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
-    parser.add_argument("--count", type=int, default=24, help="number of images, spread evenly over the set")
-    args = parser.parse_args(argv)
-    return exit_code_of(lambda: _run(args.shards, args.out, args.count))
+    parser.add_argument("--count", type=int, default=24, help="number of images, spread evenly over what is chosen")
+    parser.add_argument("--shard", action="append", default=[], help="draw from this one: its file name or number")
+    parser.add_argument("--key", action="append", default=[], help="draw this sample")
+    parser.add_argument("--map", help="draw this further map")
+    return exit_code_of(lambda: _run(parser.parse_args(argv)))
 
 
-def _run(shards: Path, out: Path, count: int) -> int:
-    picture = contact_sheet(shards, count=count)
-    write_sheet(picture, out)
-    print(f"superpixels: {out}")
+def _run(args: argparse.Namespace) -> int:
+    picture = contact_sheet(args.shards, count=args.count, shards=args.shard, keys=args.key, map_name=args.map)
+    write_sheet(picture, args.out)
+    print(f"superpixels: {args.out}")
     return 0
 
 
@@ -50,20 +55,74 @@ def write_sheet(picture: Image.Image, path: Path) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def contact_sheet(folder: Path, *, count: int) -> Image.Image:
-    """Pairs of image and image with borders, of `count` samples spread evenly over the set.
+def contact_sheet(
+    place: str | os.PathLike[str],
+    *,
+    count: int,
+    shards: Sequence[str] = (),
+    keys: Sequence[str] = (),
+    map_name: str | None = None,
+) -> Image.Image:
+    """Pairs of image and image with borders: of the samples of `keys`, else of `count` spread evenly over `shards`.
 
+    Args:
+        shards: file names or numbers; none: the whole set.
+        map_name: a further map; None: the main one.
     Raises:
-        InputError: no finished shards, none of them holds a sample, a file is damaged, or `count` is below 1.
+        InputError: no finished shards, none of them holds a sample, what is asked for is not there, a file is damaged,
+            or `count` is below 1.
     """
     if count < 1:
         raise InputError(f"--count {count}: give at least 1")
+    folder = folder_at(place)
     manifest = Manifest.read(folder)
+    if map_name is not None and map_name not in manifest.maps:
+        raise InputError(f"--map {map_name}: further maps of {folder.root} are {', '.join(manifest.maps) or 'none'}")
     if not manifest.stored:
-        raise InputError(f"{folder}: no image was stored; quarantine.jsonl says why")
-    pairs = [_pair(folder, manifest, number) for number in spread(manifest.stored, count)]
+        raise InputError(f"{folder.root}: no image was stored; quarantine.jsonl says why")
+    if keys:
+        chosen = [_sample_of_key(folder, manifest, key) for key in keys]
+    else:
+        chosen = _spread_over(manifest, [_shard_of(manifest, name) for name in shards], count)
+    member = SUPERPIXELS_MEMBER if map_name is None else map_member(map_name)
+    pairs = [_pair(folder, manifest.shards[shard], row, member) for shard, row in chosen]
     rows = [pairs[start : start + PAIRS_PER_ROW] for start in range(0, len(pairs), PAIRS_PER_ROW)]
     return sheet([[tile for pair in row for tile in pair] for row in rows])
+
+
+def _spread_over(manifest: Manifest, numbers: Sequence[int], count: int) -> list[tuple[int, int]]:
+    """Shard and row of `count` samples, evenly over these shards, all where none is named."""
+    numbers = numbers or range(len(manifest.shards))
+    ends = np.cumsum([manifest.shards[number].samples for number in numbers])
+    if not ends[-1]:
+        raise InputError(f"{manifest.shards[numbers[0]].name}: holds no sample; quarantine.jsonl says why")
+    places = []
+    for position in spread(int(ends[-1]), count):
+        which = int(np.searchsorted(ends, position, side="right"))
+        places.append((numbers[which], position - (int(ends[which - 1]) if which else 0)))
+    return places
+
+
+def _shard_of(manifest: Manifest, name: str) -> int:
+    """The number of a shard that is given by name or number."""
+    names = [stats.name for stats in manifest.shards]
+    if name in names:
+        return names.index(name)
+    if name.isdecimal() and int(name) < len(names):
+        return int(name)
+    raise InputError(f"--shard {name}: there are {names[0]} … {names[-1]}, or 0 … {len(names) - 1}")
+
+
+def _sample_of_key(folder: Folder, manifest: Manifest, key: str) -> tuple[int, int]:
+    """Shard and row of a sample. Its key says in which shard it must be."""
+    shard = int(key) // int(manifest.settings["images_per_shard"]) if key.isdecimal() else len(manifest.shards)
+    if shard < len(manifest.shards):
+        entries = ShardIndex.read(folder, manifest.shards[shard].index_name).entries
+        rows = [row for row, entry in enumerate(entries) if entry.key == key.zfill(KEY_DIGITS)]
+        if rows:
+            return shard, rows[0]
+    last = manifest.listed - 1
+    raise InputError(f"--key {key}: no such sample; keys are 000000000 … {last:09d}, without those in quarantine")
 
 
 def spread(total: int, count: int) -> list[int]:
@@ -71,27 +130,16 @@ def spread(total: int, count: int) -> list[int]:
     return sorted({int(number) for number in np.linspace(0, total - 1, min(count, total)).round()})
 
 
-def _pair(folder: Path, manifest: Manifest, number: int) -> tuple[np.ndarray, np.ndarray]:
-    for shard in manifest.shards:
-        if number < shard.samples:
-            break
-        number -= shard.samples
-    index = ShardIndex.read(folder, shard.index_name)
-    tar = folder / shard.name
+def _pair(folder: Folder, stats: ShardStats, row: int, member: str) -> tuple[np.ndarray, np.ndarray]:
+    entry = ShardIndex.read(folder, stats.index_name).entries[row]
     try:
-        image = decode_jpeg(_member(tar, index.entries[number], IMAGE_MEMBER))
-        label_map = decode_label_map(_member(tar, index.entries[number], SUPERPIXELS_MEMBER))
+        image = decode_jpeg(folder.read_range(stats.name, *entry.members[IMAGE_MEMBER]))
+        label_map = decode_label_map(folder.read_range(stats.name, *entry.members[member]))
     except (OSError, ValueError, LookupError) as error:
-        raise InputError(f"{tar}: sample {number} cannot be read ({error}); run `make shards` again") from None
+        where = f"{folder.root}/{stats.name}"
+        raise InputError(f"{where}: sample {entry.key} cannot be read ({error}); run `make verify`") from None
     tile = np.asarray(Image.fromarray(image).resize((TILE, TILE), Image.Resampling.BILINEAR))
     return tile, draw_boundaries(tile, resize_labels(label_map, (TILE, TILE)))
-
-
-def _member(tar: Path, entry: IndexEntry, name: str) -> bytes:
-    offset, size = entry.members[name]
-    with tar.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
 
 
 if __name__ == "__main__":

@@ -63,10 +63,42 @@ def test_no_shards_is_one_line(arguments, complaint, tmp_path, monkeypatch, caps
 def test_a_damaged_tar_is_named(shards):
     tar = shards / "r2o-000000.tar"
     tar.write_bytes(bytes(tar.stat().st_size))
-    with pytest.raises(InputError, match=r"r2o-000000\.tar: sample 0 cannot be read"):
+    with pytest.raises(InputError, match=r"r2o-000000\.tar: sample 000000000 cannot be read"):
         preview.contact_sheet(shards, count=3)
 
 
 def test_count_below_one(shards):
     with pytest.raises(InputError, match="--count 0"):
         preview.contact_sheet(shards, count=0)
+
+
+def test_shards_keys_and_maps_can_be_chosen(shards):
+    whole = np.asarray(preview.contact_sheet(shards, count=7))
+    step = 2 * (preview.TILE + MARGIN)
+
+    def pair(pixels: np.ndarray, number: int) -> np.ndarray:
+        top, left = number // 3 * step // 2, number % 3 * step
+        return pixels[top + MARGIN : top + MARGIN + preview.TILE, left + MARGIN : left + step]
+
+    by_key = np.asarray(preview.contact_sheet(shards, count=1, keys=["000000004", "1"]))
+    np.testing.assert_array_equal(pair(by_key, 0), pair(whole, 4))
+    np.testing.assert_array_equal(pair(by_key, 1), pair(whole, 1))
+    for name in ("1", "r2o-000001.tar"):
+        by_shard = np.asarray(preview.contact_sheet(shards, count=2, shards=[name]))
+        np.testing.assert_array_equal(pair(by_shard, 0), pair(whole, 3))
+        np.testing.assert_array_equal(pair(by_shard, 1), pair(whole, 5))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "complaint"),
+    [
+        ({"shards": ["3"]}, r"--shard 3: there are r2o-000000\.tar … r2o-000002\.tar, or 0 … 2"),
+        ({"shards": ["x.tar"]}, "--shard x.tar"),
+        ({"keys": ["7"]}, "--key 7: no such sample; keys are 000000000 … 000000006"),
+        ({"keys": ["cat"]}, "--key cat"),
+        ({"map_name": "grid"}, "--map grid: further maps of .* are none"),
+    ],
+)
+def test_what_is_not_there_is_named(shards, chosen, complaint):
+    with pytest.raises(InputError, match=complaint):
+        preview.contact_sheet(shards, count=3, **chosen)

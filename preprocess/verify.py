@@ -1,0 +1,285 @@
+"""Are finished shards whole? Checksums, counts, keys, label maps and images; names what is damaged, and remakes it.
+
+python -m preprocess.verify --shards SHARDS [--workers N] [--deep] [--repair --images IMAGES]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from pipeline.artifacts.errors import InputError, exit_code_of
+from pipeline.artifacts.manifest import (
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    Manifest,
+    ShardIndex,
+    ShardStats,
+    read_quarantine,
+)
+from pipeline.artifacts.progress import Progress
+from pipeline.artifacts.sample import (
+    IMAGE_MEMBER,
+    META_MEMBER,
+    SUPERPIXELS_MEMBER,
+    SampleMeta,
+    decode_jpeg,
+    decode_label_map,
+    map_member,
+)
+from pipeline.artifacts.settings import dump_settings, load_settings
+from pipeline.artifacts.storage import Folder, folder_at
+from preprocess import make_shards
+from preprocess.config import ShardSettings
+
+EXIT_DAMAGED = 4
+SHOWN_KEYS = 5
+NOT_OURS = "belongs to nothing"
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapForm:
+    """What the manifest says of a map: its member, its side in pixels, the most ids that one has."""
+
+    member: str
+    size: int
+    most: int
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; its exit code: 0 for a whole set, 4 for a damaged one, 2 for a mistake in the input."""
+    parser = argparse.ArgumentParser(prog="python -m preprocess.verify", description="Check finished shards.")
+    parser.add_argument("--shards", required=True, help="finished folder of shards: a path or a URL")
+    parser.add_argument("--workers", type=int, help="processes (all cores)")
+    parser.add_argument("--deep", action="store_true", help="decode every image, not its header alone")
+    parser.add_argument("--repair", action="store_true", help="make the damaged shards again, from --images")
+    parser.add_argument("--images", help="what the shards were made from: a path or a URL")
+    parser.add_argument("--config", type=Path, help="for --repair: says the files of shards.source")
+    parser.add_argument("--set", action="append", default=[], metavar="shards.KEY=VALUE", help="wins over the file")
+    return exit_code_of(lambda: _run(parser.parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.repair and not args.images:
+        raise InputError("--repair makes shards again and needs --images, what they were made from")
+    folder = folder_at(args.shards)
+    manifest = Manifest.read(folder)
+    about_set, about_shards = check(folder, manifest, workers=args.workers, deep=args.deep)
+    for damage in [*about_set, *(f"{name}: {what}" for name, found in about_shards.items() for what in found)]:
+        print(damage)
+    size = f"{len(manifest.shards)} shards, {manifest.stored} samples"
+    if not about_set and not about_shards:
+        print(f"{args.shards}: {size}: whole")
+        return 0
+    if args.repair:
+        return _repair(args, folder, manifest, list(about_shards))
+    print(
+        f"r2o: error: {args.shards}: {len(about_shards)} of {size} damaged, {len(about_set)} other faults; verify "
+        "again with --repair --images IMAGES to make those shards again",
+        file=sys.stderr,
+    )
+    return EXIT_DAMAGED
+
+
+def check(
+    folder: Folder, manifest: Manifest, *, workers: int | None = None, deep: bool = False
+) -> tuple[list[str], dict[str, list[str]]]:
+    """What is wrong with a set: with it as a whole, and by shard. In memory is a shard's index at a time and process.
+
+    Args:
+        workers: processes; None: one a core.
+        deep: decode every image, not its header alone.
+    """
+    found: dict[str, list[str]] = {}
+    progress = Progress("verify", manifest.stored, "samples")
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context) as processes:
+        jobs = {
+            processes.submit(check_shard, folder.root, manifest, number, deep): stats
+            for number, stats in enumerate(manifest.shards)
+        }
+        for job in as_completed(jobs):
+            stats = jobs[job]
+            if damage := job.result():
+                found[stats.name] = damage
+            progress.advance(stats.samples, extra=f"{len(found)} damaged")
+    return _about_set(folder, manifest), dict(sorted(found.items()))
+
+
+def _about_set(folder: Folder, manifest: Manifest) -> list[str]:
+    found = []
+    try:
+        data = folder.read(QUARANTINE_NAME)
+    except FileNotFoundError:
+        found.append(f"{QUARANTINE_NAME}: missing")
+    else:
+        if hashlib.sha256(data).hexdigest() != manifest.quarantine_sha256:
+            found.append(f"{QUARANTINE_NAME}: sha256 differs from the manifest's")
+        elif len(read_quarantine(folder)) != manifest.quarantined:
+            found.append(f"{QUARANTINE_NAME}: not the {manifest.quarantined} images that the manifest counts")
+    if manifest.listed != manifest.stored + manifest.quarantined:
+        found.append(f"{MANIFEST_NAME}: listed is not stored + quarantined")
+    ours = {MANIFEST_NAME, QUARANTINE_NAME, *(n for stats in manifest.shards for n in (stats.name, stats.index_name))}
+    found += [f"{name}: {NOT_OURS}" for name in folder.names() if name not in ours]
+    return found
+
+
+def check_shard(root: str, manifest: Manifest, number: int, deep: bool) -> list[str]:
+    """What is wrong with one shard; nothing for a whole one."""
+    folder, stats = folder_at(root), manifest.shards[number]
+    sizes = [_size(folder, name) for name in (stats.name, stats.index_name)]
+    if None in sizes:
+        return [
+            f"{name} is missing"
+            for name, size in zip((stats.name, stats.index_name), sizes, strict=True)
+            if size is None
+        ]
+    found: list[str] = []
+    if sizes[0] != stats.bytes:
+        found.append(f"{sizes[0]} bytes, not {stats.bytes}")
+    elif _sha256(folder, stats.name) != stats.sha256:
+        found.append("sha256 differs from the manifest's")
+    data = folder.read(stats.index_name)
+    if hashlib.sha256(data).hexdigest() != stats.index_sha256:
+        return [*found, f"{stats.index_name}: sha256 differs from the manifest's"]
+    index = ShardIndex.decode(data)
+    if len(index.entries) != stats.samples:
+        found.append(f"{len(index.entries)} samples in the index, not {stats.samples}")
+    found += list(_about_keys(manifest, number, [entry.key for entry in index.entries]))
+    return found + list(_about_members(folder, stats, index, _forms(manifest), deep))
+
+
+def _about_keys(manifest: Manifest, number: int, keys: Sequence[str]) -> Iterator[str]:
+    """Keys are places in the order of the whole set, so those of a shard lie between those of its neighbours."""
+    each = int(manifest.settings["images_per_shard"])
+    expected = range(number * each, min((number + 1) * each, manifest.listed))
+    if any(not key.isdecimal() or int(key) not in expected for key in keys) or sorted(set(keys)) != list(keys):
+        yield f"keys are not rising numbers of {expected.start:09d} … {expected.stop - 1:09d}"
+
+
+def _forms(manifest: Manifest) -> list[MapForm]:
+    main_map = MapForm(member=SUPERPIXELS_MEMBER, size=manifest.superpixel_size, most=manifest.max_superpixels)
+    further = manifest.maps.items()
+    return [main_map, *(MapForm(member=map_member(n), size=m.size, most=m.max_superpixels) for n, m in further)]
+
+
+def _about_members(
+    folder: Folder, stats: ShardStats, index: ShardIndex, forms: Sequence[MapForm], deep: bool
+) -> Iterator[str]:
+    """Whether the tar holds what the index says, and whether that can be used."""
+    wanted = [(f"{e.key}.{name}", *place) for e in index.entries for name, place in e.members.items()]
+    broken: dict[str, list[str]] = {}
+    with folder.open(stats.name) as file:
+        try:
+            with tarfile.open(fileobj=file) as tar:
+                if sorted((member.name, member.offset_data, member.size) for member in tar) != sorted(wanted):
+                    yield "its members are not where the index says"
+        except tarfile.TarError as error:
+            yield f"no whole tar ({error})"
+        for entry in index.entries:
+            members = {}
+            for name, (offset, size) in entry.members.items():
+                file.seek(offset)
+                members[name] = file.read(size)
+            if fault := _fault_of(members, forms, deep):
+                broken.setdefault(fault, []).append(entry.key)
+    for fault, keys in broken.items():
+        shown = ", ".join(keys[:SHOWN_KEYS]) + (f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else "")
+        yield f"{fault}: sample {shown}"
+
+
+def _fault_of(members: dict[str, bytes], forms: Sequence[MapForm], deep: bool) -> str | None:
+    """What is wrong with a sample."""
+    if missing := {IMAGE_MEMBER, META_MEMBER, *(form.member for form in forms)} - members.keys():
+        return f"{min(missing)} is missing"
+    try:
+        meta = SampleMeta.decode(members[META_MEMBER])
+    except ValueError:
+        return "json cannot be read"
+    for form in forms:
+        if fault := _fault_of_map(members[form.member], form, meta.num_superpixels):
+            return f"{form.member} {fault}"
+    try:
+        height, width = simplejpeg.decode_jpeg_header(members[IMAGE_MEMBER], strict=True)[:2]
+        if deep:
+            decode_jpeg(members[IMAGE_MEMBER])
+    except ValueError:
+        return "jpg cannot be decoded"
+    return None if (width, height) == (meta.width, meta.height) else "jpg has not the size that json says"
+
+
+def _fault_of_map(data: bytes, form: MapForm, num_superpixels: int) -> str | None:
+    try:
+        label_map = decode_label_map(data)
+    except ValueError:
+        return "cannot be decoded"
+    if label_map.shape != (form.size, form.size):
+        return f"is not {form.size} × {form.size}"
+    counts = np.bincount(label_map.ravel())
+    if not counts.all():
+        return "has gaps in its ids"
+    if len(counts) > form.most:
+        return f"has more than {form.most} ids"
+    if form.member == SUPERPIXELS_MEMBER and len(counts) != num_superpixels:
+        return "has not the number of ids that json says"
+    return None
+
+
+def _size(folder: Folder, name: str) -> int | None:
+    try:
+        return folder.size(name)
+    except FileNotFoundError:
+        return None
+
+
+def _sha256(folder: Folder, name: str) -> str:
+    digest = hashlib.sha256()
+    with folder.open(name) as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _repair(args: argparse.Namespace, folder: Folder, manifest: Manifest, damaged: Sequence[str]) -> int:
+    """Remove the damaged shards, make those again with the manifest's settings, and check them."""
+    for name in damaged:
+        folder.remove(name)
+        folder.remove(str(Path(name).with_suffix(".index")))
+    with tempfile.TemporaryDirectory(prefix="r2o-repair-") as scratch:
+        config = Path(scratch) / "shards.yaml"
+        config.write_text(dump_settings(shards=_settings_of(manifest, args)), encoding="utf-8")
+        code = make_shards.main([f"--images={args.images}", f"--shards={args.shards}", f"--config={config}"])
+    if code not in (0, make_shards.EXIT_TOO_MANY_BAD):
+        return code
+    made = Manifest.read(folder)
+    numbers = [number for number, stats in enumerate(made.shards) if stats.name in damaged]
+    left = [fault for number in numbers for fault in check_shard(folder.root, made, number, args.deep)]
+    left += [fault for fault in _about_set(folder, made) if not fault.endswith(NOT_OURS)]
+    print(f"{args.shards}: {len(damaged)} shards made again; {'; '.join(left) or 'whole'}")
+    return EXIT_DAMAGED if left else 0
+
+
+def _settings_of(manifest: Manifest, args: argparse.Namespace) -> ShardSettings:
+    """The settings that the set was made with; the files of its filters, which it does not know, are the user's."""
+    given = load_settings(ShardSettings, "shards", args.config, args.set)
+    made = ShardSettings.model_validate(manifest.settings)
+    source = made.source.model_copy(update={"classes": given.source.classes, "names": given.source.names})
+    limit = 0.0 if manifest.over_limit else 1.0  # leaves the mark as it is
+    return made.model_copy(update={"source": source, "max_bad_fraction": limit, "workers": given.workers})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""Real damage to real shards: exactly what is damaged is named, and made again to the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.artifacts.errors import InputError
+from pipeline.artifacts.manifest import Manifest, ShardIndex
+from pipeline.artifacts.storage import folder_at
+from preprocess import verify
+from preprocess.config import ShardSettings
+from preprocess.job import ShardJob
+from preprocess.plan import Plan
+from preprocess.shard_task import make_shard
+from preprocess.sources import list_images
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory, make_folder):
+    root = make_folder(tmp_path_factory.mktemp("source") / "images", 11, classes=("cat", "dog"))
+    (root / "dog" / "broken.jpg").write_bytes(b"text")
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "shards"
+    settings = ShardSettings(images_per_shard=4, maps={"grid": {"backend": "grid", "rows": 3}}, max_bad_fraction=0.5)
+    job = ShardJob(folder, Plan(list_images(images), settings))
+    job.begin()
+    for task in job.plan.tasks():
+        job.record(make_shard(task, folder=job.folder))
+    job.finish()
+    return folder
+
+
+@pytest.fixture
+def shards(made, tmp_path):
+    return Path(shutil.copytree(made, tmp_path / "shards"))
+
+
+def faults(folder: Path, *, deep: bool = False) -> tuple[list[str], dict[str, list[str]]]:
+    """As `verify.check` says, without its processes."""
+    manifest = Manifest.read(folder)
+    found = {s.name: verify.check_shard(str(folder), manifest, n, deep) for n, s in enumerate(manifest.shards)}
+    return verify._about_set(folder_at(folder), manifest), {name: fault for name, fault in found.items() if fault}
+
+
+def replaced(folder: Path, shard: int, member: str, data: bytes) -> str:
+    """Put `data` where the first sample of a shard has `member`, with hashes that fit; the sample's key."""
+    manifest = Manifest.read(folder)
+    stats = manifest.shards[shard]
+    with tarfile.open(folder / stats.name) as tar:
+        members = {info.name: tar.extractfile(info).read() for info in tar}
+    key = next(iter(members)).partition(".")[0]
+    members[f"{key}.{member}"] = data
+    entries: dict[str, dict[str, tuple[int, int]]] = {}
+    with tarfile.open(folder / stats.name, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, body in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            entries.setdefault(name.partition(".")[0], {})[name.partition(".")[2]] = (tar.offset + 512, len(body))
+            tar.addfile(info, io.BytesIO(body))
+    index = ShardIndex(entries=tuple({"key": k, "members": m} for k, m in entries.items())).encode()
+    (folder / stats.index_name).write_bytes(index)
+    tar_bytes = (folder / stats.name).read_bytes()
+    new = stats.model_copy(
+        update={
+            "bytes": len(tar_bytes),
+            "sha256": hashlib.sha256(tar_bytes).hexdigest(),
+            "index_sha256": hashlib.sha256(index).hexdigest(),
+        }
+    )
+    others = [new if s is stats else s for s in manifest.shards]
+    (folder / "manifest.json").write_bytes(manifest.model_copy(update={"shards": tuple(others)}).encode())
+    return key
+
+
+def png(label_map: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(label_map.astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_whole_shards_are_whole(shards, capsys):
+    assert faults(shards, deep=True) == ([], {})
+    assert verify.main(["--shards", str(shards), "--workers", "2", "--deep"]) == 0
+    assert capsys.readouterr().out == f"{shards}: 3 shards, 11 samples: whole\n"
+
+
+@pytest.mark.parametrize(
+    ("member", "data", "fault"),
+    [
+        ("superpixels.png", png(np.zeros((100, 100))), "superpixels.png is not 224 × 224"),
+        ("superpixels.png", png(np.arange(224 * 224).reshape(224, 224) % 2 * 5), "superpixels.png has gaps in its ids"),
+        ("superpixels.png", png(np.zeros((224, 224))), "superpixels.png has not the number of ids that json says"),
+        ("superpixels.png", b"no map", "superpixels.png cannot be decoded"),
+        (
+            "superpixels-grid.png",
+            png(np.arange(224 * 224).reshape(224, 224) % 31),
+            "superpixels-grid.png has more than 30 ids",
+        ),
+        ("json", b"{}", "json cannot be read"),
+        ("jpg", b"no image", "jpg cannot be decoded"),
+    ],
+)
+def test_a_sample_that_cannot_be_used_is_named(shards, member, data, fault):
+    key = replaced(shards, 1, member, data)
+    assert faults(shards) == ([], {"r2o-000001.tar": [f"{fault}: sample {key}"]})
+
+
+def test_an_image_of_another_size_is_named(shards):
+    buffer = io.BytesIO()
+    Image.new("RGB", (3, 3)).save(buffer, "JPEG")
+    key = replaced(shards, 0, "jpg", buffer.getvalue())
+    assert faults(shards)[1] == {"r2o-000000.tar": [f"jpg has not the size that json says: sample {key}"]}
+
+
+def test_only_a_deep_look_sees_a_cut_image(shards):
+    with tarfile.open(shards / "r2o-000002.tar") as tar:
+        first = tar.next()
+        jpeg = tar.extractfile(first).read()
+    key = replaced(shards, 2, "jpg", jpeg[: len(jpeg) // 2] + bytes(len(jpeg) - len(jpeg) // 2))
+    assert faults(shards) == ([], {})
+    assert faults(shards, deep=True)[1] == {"r2o-000002.tar": [f"jpg cannot be decoded: sample {key}"]}
+
+
+def test_a_flipped_byte_is_found_by_the_checksum_and_its_sample_named(shards):
+    entry = ShardIndex.read(shards, "r2o-000001.index").entries[2]
+    offset, size = entry.members["superpixels.png"]
+    data = bytearray((shards / "r2o-000001.tar").read_bytes())
+    data[offset + size // 2] ^= 0xFF
+    (shards / "r2o-000001.tar").write_bytes(data)
+    assert faults(shards)[1] == {
+        "r2o-000001.tar": [
+            "sha256 differs from the manifest's",
+            f"superpixels.png cannot be decoded: sample {entry.key}",
+        ]
+    }
+
+
+def test_missing_cut_and_foreign_files_are_named(shards):
+    (shards / "r2o-000000.index").unlink()
+    tar = shards / "r2o-000001.tar"
+    size = tar.stat().st_size
+    tar.write_bytes(tar.read_bytes()[: size // 2])
+    (shards / "r2o-000009.tar").touch()
+    (shards / "quarantine.jsonl").unlink()
+    about_set, about_shards = faults(shards)
+    assert about_set == ["quarantine.jsonl: missing", "r2o-000009.tar: belongs to nothing"]
+    assert about_shards["r2o-000000.tar"] == ["r2o-000000.index is missing"]
+    said = about_shards["r2o-000001.tar"]
+    assert said[:2] == [f"{size // 2} bytes, not {size}", "its members are not where the index says"]
+    assert set(about_shards) == {"r2o-000000.tar", "r2o-000001.tar"}
+
+
+def test_shards_that_changed_places_are_named(shards):
+    for end in ("tar", "index"):
+        a, b = (shards / f"r2o-00000{n}.{end}" for n in (0, 1))
+        a.rename(shards / "aside")
+        b.rename(a)
+        (shards / "aside").rename(b)
+    assert set(faults(shards)[1]) == {"r2o-000000.tar", "r2o-000001.tar"}
+
+
+def test_an_edited_quarantine_is_named(shards):
+    (shards / "quarantine.jsonl").write_text(json.dumps({"source": "x", "reason": "y"}) + "\n")
+    assert faults(shards)[0] == ["quarantine.jsonl: sha256 differs from the manifest's"]
+
+
+def test_repair_makes_the_damaged_shards_again_and_no_other(shards, made, images, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in shards.iterdir()}
+    (shards / "r2o-000001.tar").write_bytes(b"")
+    (shards / "r2o-000002.index").write_bytes(b"{")
+    assert verify.main(["--shards", str(shards), "--workers", "1"]) == verify.EXIT_DAMAGED
+    assert "2 of 3 shards, 11 samples damaged" in capsys.readouterr().err
+    assert verify.main(["--shards", str(shards), "--repair", "--images", str(images), "--workers", "1"]) == 0
+    assert "2 shards made again; whole" in capsys.readouterr().out
+    for path in made.iterdir():
+        assert (shards / path.name).read_bytes() == path.read_bytes(), path.name
+    assert (shards / "r2o-000000.tar").stat().st_mtime_ns == before["r2o-000000.tar"]
+    assert sorted(p.name for p in shards.iterdir()) == sorted(before)
+
+
+def test_repair_from_other_images_is_refused(shards, make_folder, tmp_path, capsys):
+    (shards / "r2o-000001.tar").unlink()
+    other = make_folder(tmp_path / "other", 12)
+    assert verify.main(["--shards", str(shards), "--repair", "--images", str(other), "--workers", "1"]) == 2
+    assert "the list of images" in capsys.readouterr().err
+
+
+def test_repair_needs_the_images(shards):
+    with pytest.raises(InputError, match="needs --images"):
+        verify._run(verify.argparse.Namespace(repair=True, images=None))
