@@ -112,7 +112,7 @@ class Child:
             with theirs:
                 fds = (theirs.fileno(), file.fileno())
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "preprocess.isolation", *map(str, fds)],
+                    [sys.executable, "-P", "-m", "preprocess.isolation", *map(str, fds)],
                     pass_fds=fds,
                     env=os.environ | ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                     stdin=subprocess.DEVNULL,

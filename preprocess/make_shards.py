@@ -175,8 +175,9 @@ def _results(job: ShardJob, pending: Sequence[int], environment: dict[str, Any])
                 raise error.cause from None
             except RayError as error:
                 raise InputError(
-                    f"{job.folder.root}/{name}: its Ray worker died again and again ({type(error).__name__}: out of "
-                    "memory?); set shards.workers lower and run the same command again to go on"
+                    f"{job.folder.root}/{name}: its Ray worker or node died again and again "
+                    f"({type(error).__name__}); run the same command again to go on, with a lower shards.workers if "
+                    "memory was short"
                 ) from None
             yield result
 
@@ -224,7 +225,7 @@ def _ray(workers: int | None, environment: dict[str, Any]) -> Iterator[Callable[
         quiet["runtime_env"] = _shipped(environment)
     try:
         if is_ours:
-            ray.init(include_dashboard=False if is_local else None, **quiet)
+            _start(include_dashboard=False if is_local else None, **quiet)
 
         def most_running() -> int:
             most = TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -236,6 +237,17 @@ def _ray(workers: int | None, environment: dict[str, Any]) -> Iterator[Callable[
     finally:
         if is_ours:
             ray.shutdown()
+
+
+def _start(**options: Any) -> None:
+    import ray
+
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError):
+        raise
+    except Exception as error:  # Ray's own text, of a plain Exception
+        raise InputError(f"Ray did not start ({error}); run the same command again") from None
 
 
 def _reach(address: str) -> None:
