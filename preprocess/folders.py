@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 
@@ -46,13 +47,15 @@ def images_named_in(folder: Folder, name: str) -> Iterator[Source]:
     """
     data = folder.read(name).removeprefix(codecs.BOM_UTF8)
     root = os.fsencode(folder.root.rstrip("/")) + b"/"
-    for line in data.split(b"\0") if b"\0" in data else data.splitlines():
+    for line in data.split(b"\0") if b"\0" in data else re.split(rb"\r?\n", data):
         path = line.removeprefix(root).removeprefix(b"./")
         if not path.strip():
             continue
         if path.startswith(b"/") or b"://" in path or b".." in path.split(b"/"):
             where = f"{os.fsdecode(root)}{name}"
-            raise InputError(f"{where}: {os.fsdecode(path)} is not below the list's folder; keep the list above its images")
+            raise InputError(
+                f"{where}: {os.fsdecode(path)} is not below the list's folder; keep the list above its images"
+            )
         yield Source(path, _size_if_there(folder, path))
 
 

@@ -51,7 +51,7 @@ class StoredImage:
     @property
     def extent(self) -> tuple[float, float]:
         """Where the image ends in `pixels`: (x, y) in pixels, from the left upper corner."""
-        eighths = round(8 * max(self.pixels.shape[1] / self.width, self.pixels.shape[0] / self.height))
+        eighths = round(8 * max(self.pixels.shape[:2]) / max(self.width, self.height))  # sizes are rounded up
         return self.width * eighths / 8, self.height * eighths / 8
 
 

@@ -77,6 +77,7 @@ class Listing:
 
     def add(self, source: Source) -> None:
         """Append an image. Only before the first look at the list."""
+        assert self._map is None, "a list that was looked at takes no more images"
         class_id = NO_CLASS
         if source.class_name is not None:
             class_id = self._classes.setdefault(source.class_name, len(self._classes))
@@ -176,7 +177,6 @@ class Listing:
     def _flush(self) -> None:
         if not self._buffer:
             return
-        assert self._map is None, "a list that was looked at takes no more images"
         data = b"".join(self._buffer)
         self._digests[0].update(self._buffer_starts.tobytes())
         self._digests[1].update(data)

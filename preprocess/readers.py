@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from pipeline.artifacts.storage import folder_at, is_url, local_path
@@ -30,9 +32,14 @@ class Reader:
         self._rows = RowReader(self._folder, column or "") if kind == "rows" else None
 
     def read(self, source: Source) -> bytes:
-        """An image's bytes; none for a row that holds no image. Raises OSError as the file system gives it."""
+        """An image's bytes; none for a row that holds no image.
+
+        Raises:
+            OSError: as the file system gives it; EIO where it is an archive that fails, and not one image.
+        """
         if self._rows is not None:
-            return self._rows.read(os.fsdecode(source.file), source.offset)
+            with _archive(source.file):
+                return self._rows.read(os.fsdecode(source.file), source.offset)
         if self._kind == "ranges":
             return self._range(source.file, source.offset, source.size)
         if self._base is None:
@@ -41,7 +48,7 @@ class Reader:
             return file.read()
 
     def read_part(self, source: Source, part: Part) -> bytes:
-        """The bytes of what lies beside an image."""
+        """The bytes of what lies beside an image. Raises OSError as `read`."""
         return self._range(source.file, part.offset, part.size)
 
     def close(self) -> None:
@@ -61,12 +68,14 @@ class Reader:
         self.close()
 
     def _range(self, file: bytes, offset: int, size: int) -> bytes:
-        if self._base is None:
-            data = self._folder.read_range(os.fsdecode(file), offset, size)
-        else:
-            data = os.pread(self._descriptor(file), size, offset)
+        with _archive(file):
+            if self._base is None:
+                data = self._folder.read_range(os.fsdecode(file), offset, size)
+            else:
+                data = os.pread(self._descriptor(file), size, offset)
         if len(data) != size:
-            raise OSError(errno.EIO, f"{len(data)} of {size} bytes are there at {offset}", os.fsdecode(file))
+            missing = f"only {len(data)} of {size} bytes are there at byte {offset}"
+            raise OSError(errno.EIO, f"{os.fsdecode(file)}: {missing}; the file has changed")
         return data
 
     def _descriptor(self, file: bytes) -> int:
@@ -77,3 +86,12 @@ class Reader:
             os.close(self._open.popitem(last=False)[1])
         assert self._base is not None
         return self._open.setdefault(file, os.open(os.path.join(self._base, file), os.O_RDONLY | os.O_CLOEXEC))
+
+
+@contextmanager
+def _archive(file: bytes) -> Iterator[None]:
+    """Tells an archive that is gone from an image that is: all that is in it is lost, and not by its own fault."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError) as error:
+        raise OSError(errno.EIO, f"{os.fsdecode(file)}: {error.strerror or type(error).__name__}") from error

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.artifacts.errors import InputError
-from pipeline.artifacts.sample import source_path
 from preprocess.config import SourceSettings
 from preprocess.listing import Listing, Source
 
@@ -41,43 +40,46 @@ class Selection:
     def check(self) -> None:
         """Raises InputError where a class or a name of the files matched no image."""
         for what, wanted in (("classes", self._classes), ("names", self._names)):
-            missing = sorted((wanted or set()) - self._seen)
+            lines = set((wanted or {}).values())
+            missing = sorted(lines - self._seen)
             if missing:
                 first = ", ".join(os.fsdecode(name) for name in missing[:SHOWN])
                 raise InputError(
-                    f"{self._files[what]}: {len(missing)} of {len(wanted or ())} {what} match no image ({first}"
+                    f"{self._files[what]}: {len(missing)} of {len(lines)} {what} match no image ({first}"
                     f"{', …' if len(missing) > SHOWN else ''}); correct the file"
                 )
 
     def _is_wanted(self, source: Source) -> bool:
-        return self._has_class(source) and self._has_name(source)
+        has_class, has_name = self._has_class(source), self._has_name(source)
+        return has_class and has_name
 
     def _has_class(self, source: Source) -> bool:
         if self._classes is None:
             return True
         first, slash, _ = source.name.partition(b"/")
-        own = source_path(source.class_name) if source.class_name is not None else first if slash else b""
-        return self._note({own} & self._classes)
+        own = source.class_name.encode() if source.class_name is not None else first if slash else b""
+        return self._note(self._classes.get(own))
 
     def _has_name(self, source: Source) -> bool:
         if self._names is None:
             return True
-        return self._note({source.name, source.name.rpartition(b"/")[2]} & self._names)
+        return self._note(self._names.get(source.name, self._names.get(source.name.rpartition(b"/")[2])))
 
-    def _note(self, matched: set[bytes]) -> bool:
-        self._seen |= matched
-        return bool(matched)
+    def _note(self, line: bytes | None) -> bool:
+        if line is not None:
+            self._seen.add(line)
+        return line is not None
 
 
-def _lines(path: Path | None, what: str, *, first_word: bool) -> set[bytes] | None:
-    """The lines of a file; of each the first word where what follows is a comment or a number."""
+def _lines(path: Path | None, what: str, *, first_word: bool) -> dict[bytes, bytes] | None:
+    """The lines of a file by what they match: themselves, and their first word where a comment may follow that."""
     if path is None:
         return None
     try:
         lines = [line.strip() for line in path.read_bytes().splitlines()]
     except OSError as error:
         raise InputError(f"shards.source.{what}={path}: cannot be read ({error.strerror})") from None
-    found = {(line.split()[0] if first_word else line) for line in lines if line and not line.startswith(b"#")}
-    if not found:
+    lines = [line for line in lines if line and not line.startswith(b"#")]
+    if not lines:
         raise InputError(f"shards.source.{what}={path}: names nothing; give one a line")
-    return found
+    return {line.split()[0]: line for line in lines if first_word} | {line: line for line in lines}

@@ -225,6 +225,7 @@ def test_junk_after_the_end_is_kept(picture, encoded):
         ((500, 375), 224, (313, 235)),
         ((96, 72), 96, (96, 72)),
         ((1000, 1000), 224, (250, 250)),
+        ((5000, 1), 224, (625, 1)),
         ((225, 1800), 224, (225, 1800)),
     ],
 )
@@ -233,7 +234,7 @@ def test_pixels_are_reduced_to_no_less_than_asked(picture, encoded, size, min_si
     stored = read(data, quality=95, min_side=min_side)
     assert (stored.width, stored.height) == size
     assert stored.pixels.shape == (reduced[1], reduced[0], 4)
-    eighths = {500: 5, 96: 8, 1000: 2, 225: 8}[size[0]]
+    eighths = {500: 5, 96: 8, 1000: 2, 225: 8, 5000: 1}[size[0]]
     assert stored.extent == (size[0] * eighths / 8, size[1] * eighths / 8)
     whole = Image.fromarray(read(data, quality=95).pixels[..., :3])
     box = (0, 0, *stored.extent)

@@ -130,17 +130,25 @@ def test_odd_images_are_stored_or_quarantined(tmp_path, picture, encoded):
         b"100%.jpg": good,
         b"raw\xff.jpg": good,
         b"pixel.bmp": encoded(np.zeros((1, 1, 3), np.uint8), "BMP"),
+        b"line.jpg": encoded(np.full((5000, 1, 3), 99, np.uint8)),
+        b"palette.png": encoded(picture(6), "PNG", mode="P"),
+        b"alpha.png": encoded(picture(7), "PNG", mode="RGBA"),
+        b"16 bit.png": encoded(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16, "PNG", mode="I;16"),
+        b"turned.jpg": encoded(
+            picture(8), exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+        ),
     }
     bad = {
         b"truncated.jpg": good[: len(good) // 2],
         b"truncated\xfe.png": encoded(picture(5), "PNG")[:3000],
         b"zero.jpg": b"",
         b"text.jpg": b"not an image at all",
+        b"huge.jpg": encoded(picture(9, 200, 100)),
     }
     root = tmp_path / "images"
     write(root, {**files, **bad})
     (root / "gone.jpg").symlink_to("nowhere")
-    plan, result = shard_of(root, tmp_path / "shards")
+    plan, result = shard_of(root, tmp_path / "shards", max_pixels=19_999)
     samples = samples_of(tmp_path / "shards" / "r2o-000000.tar")
     metas = [json.loads(members["json"]) for members in samples.values()]
     assert sorted(source_path(meta["source"]) for meta in metas) == sorted(files)
@@ -157,8 +165,15 @@ def test_odd_images_are_stored_or_quarantined(tmp_path, picture, encoded):
     assert changed["cmyk.jpg"] == ["colour CMYK"]
     assert changed["a png.JPEG"] == ["format PNG"]
     assert changed["a jpeg.png"] is None
+    assert changed["palette.png"] == ["format PNG", "mode P"]
+    assert changed["alpha.png"] == ["format PNG", "mode RGBA"]
+    assert changed["16 bit.png"] == ["format PNG", "mode I;16"]
+    assert changed["turned.jpg"] == ["orientation 6"]
+    sizes = {meta["source"]: (meta["width"], meta["height"]) for meta in metas}
+    assert (sizes["line.jpg"], sizes["pixel.bmp"], sizes["turned.jpg"]) == ((1, 5000), (1, 1), (72, 96))
     reasons = {entry.source: entry.reason for entry in result.quarantine}
     assert reasons["zero.jpg"] == "empty file"
+    assert reasons["huge.jpg"] == "200×100 pixels are more than 19,999"
     assert reasons["gone.jpg"] == "cannot be read: No such file or directory"
     assert "truncated%FE.png" in reasons
 
