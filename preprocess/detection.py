@@ -20,6 +20,7 @@ PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "t
 
 
 def kind_of_file(folder: Folder, name: str, root: str, settings: SourceSettings) -> str:
+    """The format of one file. Raises InputError where it is none that is known, or compressed."""
     lower = name.lower()
     if lower.endswith(archives.COMPRESSED):
         raise InputError(f"{root}: compressed, so nothing can be read in place; decompress it first")
@@ -34,6 +35,7 @@ def kind_of_file(folder: Folder, name: str, root: str, settings: SourceSettings)
 
 
 def kind_of_files(files: list[str], root: str) -> str:
+    """The format of the files that a pattern matched. Raises InputError where they are no tars and no Parquet files."""
     for kind in ("webdataset", "parquet"):
         if all(name.endswith(ARCHIVES[kind]) for name in files):
             return kind
@@ -41,6 +43,11 @@ def kind_of_files(files: list[str], root: str) -> str:
 
 
 def kind_of_folder(folder: Folder, root: str, settings: SourceSettings) -> str:
+    """The format of what a folder holds.
+
+    Raises:
+        InputError: it holds several parts of a data set, or archives beside folders, so that the user must choose.
+    """
     names = folder.names()
     if "annotations" in names and (splits := [name for name in names if COCO_SPLIT.fullmatch(name)]):
         if settings.split not in splits:
@@ -61,12 +68,10 @@ def kind_of_folder(folder: Folder, root: str, settings: SourceSettings) -> str:
 def _kind_by_suffix(folder: Folder, root: str, names: list[str]) -> str:
     if any(is_image(os.fsencode(name)) for name in names):
         return "folder"
-    kind = next(
-        (kind for kind in ("webdataset", "parquet") if any(name.endswith(ARCHIVES[kind]) for name in names)), ""
-    )
-    if kind and any(not name.startswith((".", "_")) and _is_folder(folder, name) for name in names):
-        raise InputError(f"{root}: both {ARCHIVES[kind]} files and folders; {AS_FOLDER} or {kind}")
-    return kind or "folder"
+    kinds = [kind for kind in ("webdataset", "parquet") if any(name.endswith(ARCHIVES[kind]) for name in names)]
+    if kinds and any(not name.startswith((".", "_")) and _is_folder(folder, name) for name in names):
+        raise InputError(f"{root}: both {ARCHIVES[kinds[0]]} files and folders; {AS_FOLDER} or {kinds[0]}")
+    return kinds[0] if kinds else "folder"
 
 
 def _is_folder(folder: Folder, name: str) -> bool:

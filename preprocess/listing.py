@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import tempfile
 import weakref
@@ -54,10 +53,19 @@ class Listing:
         described: what the source is, for people.
         class_folders: whether the first folder level may name classes.
         column: the one that holds the image, for kind rows.
+        may_repeat: whether the source can name an image twice, as a list or an archive can and a folder cannot; to find
+            that out takes 8 bytes of memory an image.
     """
 
     def __init__(
-        self, *, root: str, kind: Kind, described: str, class_folders: bool = True, column: str | None = None
+        self,
+        *,
+        root: str,
+        kind: Kind,
+        described: str,
+        class_folders: bool = True,
+        column: str | None = None,
+        may_repeat: bool = False,
     ) -> None:
         self.root, self.kind, self.described, self.class_folders = root, kind, described, class_folders
         self.column, self.ignored = column, 0
@@ -67,17 +75,16 @@ class Listing:
         self._buffer_starts = array("Q")
         self._end = self._count = 0
         self._digests = hashlib.sha256(kind.encode()), hashlib.sha256(), hashlib.sha256()
-        self._name_hashes = array("q")
+        self._name_hashes = array("q") if may_repeat else None
         self._classes: dict[str, int] = {}
         self._class_names: list[str] = []
         self._folders: set[bytes] = set()
         self._all_in_folders = True
-        self._map: mmap.mmap | None = None
-        self._start_of: np.ndarray = np.empty(0, np.uint64)
+        self._is_open = False
 
     def add(self, source: Source) -> None:
         """Append an image. Only before the first look at the list."""
-        assert self._map is None, "a list that was looked at takes no more images"
+        assert not self._is_open, "a list that was looked at takes no more images"
         class_id = NO_CLASS
         if source.class_name is not None:
             class_id = self._classes.setdefault(source.class_name, len(self._classes))
@@ -90,7 +97,8 @@ class Listing:
         head = b"%d\0%d\0%d\0%b\0" % (source.size, source.offset, class_id, source.file)
         record = head + others + source.name
         assert record.count(0) == 4 + 3 * len(source.others), "a name holds no zero byte"
-        self._name_hashes.append(hash(source.name))
+        if self._name_hashes is not None:
+            self._name_hashes.append(hash(source.name))
         self._buffer.append(record)
         self._buffer_starts.append(self._end)
         self._end += len(record)
@@ -104,11 +112,12 @@ class Listing:
     def __getitem__(self, number: int) -> Source:
         if not 0 <= number < self._count:
             raise IndexError(number)
-        if self._map is None:
+        if not self._is_open:
             self._open()
-        assert self._map is not None
-        end = int(self._start_of[number + 1]) if number + 1 < self._count else self._end
-        return self._decoded(self._map[int(self._start_of[number]) : end])
+        # Read and not mapped: what is mapped counts as this process's memory.
+        starts = array("Q", os.pread(self._starts.fileno(), 16, 8 * number))
+        end = starts[1] if len(starts) == 2 else self._end
+        return self._decoded(os.pread(self._records.fileno(), end - starts[0], starts[0]))
 
     def __iter__(self) -> Iterator[Source]:
         return (self[number] for number in range(self._count))
@@ -136,7 +145,9 @@ class Listing:
         self._digests[2].update(hashlib.sha256(fact).digest())
 
     def repeated(self) -> bytes | None:
-        """A name that is listed twice, where there is one."""
+        """A name that is listed twice, where there is one and it may be."""
+        if self._name_hashes is None:
+            return None
         hashes = np.sort(np.array(self._name_hashes, np.int64))
         twice = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
         seen: set[bytes] = set()
@@ -186,12 +197,12 @@ class Listing:
         del self._buffer_starts[:]
 
     def _open(self) -> None:
+        """Have everything in the files, and take no more."""
         self._flush()
         self._records.flush()
         self._starts.flush()
-        self._map = mmap.mmap(self._records.fileno(), 0, access=mmap.ACCESS_READ)
         self._class_names = list(self._classes)
-        self._start_of = np.frombuffer(mmap.mmap(self._starts.fileno(), 0, access=mmap.ACCESS_READ), np.uint64)
+        self._is_open = True
 
 
 def _close(*files: IO[bytes]) -> None:

@@ -138,7 +138,7 @@ def _list_coco(place: Place, chosen: Selection) -> Listing:
 
 def _list_file(place: Place, chosen: Selection) -> Listing:
     name = place.files[0]
-    listing = Listing(root=place.folder.root, kind="files", described=f"the list {name}")
+    listing = Listing(root=place.folder.root, kind="files", described=f"the list {name}", may_repeat=True)
     chosen.add(listing, images_named_in(place.folder, name))
     return listing
 
@@ -146,7 +146,7 @@ def _list_file(place: Place, chosen: Selection) -> Listing:
 def _list_tar(place: Place, chosen: Selection) -> Listing:
     names, inside = _archives_of(place, "tar"), list[bytes]()
     described = f"the archive {names[0]}" if place.files else _number(len(names), "tar")
-    listing = Listing(root=place.folder.root, kind="ranges", described=described)
+    listing = Listing(root=place.folder.root, kind="ranges", described=described, may_repeat=True)
     for name in names:
         prefix = b"" if place.files else os.fsencode(name.removesuffix(".tar")) + b"/"
         chosen.add(listing, archives.images_in_tar(place.folder, name, prefix=prefix, tars=inside))
@@ -157,7 +157,7 @@ def _list_tar(place: Place, chosen: Selection) -> Listing:
 def _list_webdataset(place: Place, chosen: Selection) -> Listing:
     tars = _archives_of(place, "webdataset")
     described = _number(len(tars), "WebDataset shard")
-    listing = Listing(root=place.folder.root, kind="ranges", described=described, class_folders=False)
+    listing = Listing(root=place.folder.root, kind="ranges", described=described, class_folders=False, may_repeat=True)
     for name in tars:
         for source, members in archives.samples_of(place.folder, name, place.settings.image):
             chosen.add(listing, [source] if source else [None] * members)

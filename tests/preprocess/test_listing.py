@@ -28,7 +28,7 @@ def made_up(count: int) -> list[Source]:
 
 
 def filled(sources: Iterable[Source], *, kind: Kind = "ranges") -> Listing:
-    listing = Listing(root="r", kind=kind, described="made up", class_folders=False)
+    listing = Listing(root="r", kind=kind, described="made up", class_folders=False, may_repeat=True)
     for source in sources:
         listing.add(source)
     return listing
