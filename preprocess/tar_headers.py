@@ -76,7 +76,7 @@ def _after_zeros(read_at: ReadAt, position: int, end: int, where: str) -> int:
     if used < len(zeros):
         return position + used // BLOCK * BLOCK
     if position + used < end:
-        raise InputError(f"{where}: nothing but zeros from byte {position} on, with {end} to come; fetch it again")
+        raise InputError(f"{where}: nothing but zeros from byte {position} on, of {end} bytes; fetch it again")
     return end
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, ParamSpec, Protocol, TypeVar, cast
 
 from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.files import atomic_writer
@@ -16,6 +17,8 @@ from pipeline.artifacts.files import atomic_writer
 # A put there shows nothing before it is whole; a rename would be a copy.
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "hf", "oci", "oss", "obs", "tos"})
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs"}
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Folder(Protocol):
@@ -171,6 +174,21 @@ class LocalFolder:
             path.unlink(missing_ok=True)
 
 
+def _os_errors(method: Callable[P, R]) -> Callable[P, R]:
+    """What a store's package raises of its own (no credentials, a refused connection) becomes an OSError."""
+
+    @wraps(method)
+    def wrapped(*arguments: P.args, **named: P.kwargs) -> R:
+        try:
+            return method(*arguments, **named)
+        except (OSError, InputError, MemoryError):
+            raise
+        except Exception as error:
+            raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
+
+    return wrapped
+
+
 class RemoteFolder:
     """A folder behind a URL. Credentials and endpoints are the environment's, as fsspec's packages read them."""
 
@@ -187,6 +205,7 @@ class RemoteFolder:
         """Whether anything lies in it."""
         return bool(self.names())
 
+    @_os_errors
     def names(self) -> list[str]:
         """What lies in it."""
         try:
@@ -196,6 +215,7 @@ class RemoteFolder:
         names = {path.rstrip("/").rpartition("/")[2] for path in found if path.rstrip("/") != self._path}
         return sorted(names - {""})
 
+    @_os_errors
     def sizes(self) -> dict[str, int]:
         """Bytes of each file in it."""
         try:
@@ -204,6 +224,7 @@ class RemoteFolder:
             return {}
         return {info["name"].rpartition("/")[2]: int(info["size"]) for info in found if info["type"] == "file"}
 
+    @_os_errors
     def entries(self) -> list[tuple[str, int | None]]:
         """Name and bytes of each file, name with a slash and None of each folder, in the order of the names' bytes."""
         found: list[tuple[str, int | None]] = []
@@ -219,23 +240,28 @@ class RemoteFolder:
         """A folder inside it."""
         return RemoteFolder(f"{self._url}/{name}")
 
+    @_os_errors
     def make(self) -> None:
         """Make it, where the store has folders."""
         if not self._is_object_store:
             self._fs.makedirs(self._path, exist_ok=True)
 
+    @_os_errors
     def size(self, name: str) -> int:
         """Bytes of a file."""
         return int(self._fs.info(self._at(name))["size"])
 
+    @_os_errors
     def open(self, name: str) -> BinaryIO:
         """A file to read, block by block."""
         return cast(BinaryIO, self._fs.open(self._at(name), "rb"))
 
+    @_os_errors
     def read(self, name: str) -> bytes:
         """All bytes of a file."""
         return cast(bytes, self._fs.cat_file(self._at(name)))
 
+    @_os_errors
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """Some bytes of a file, in one request."""
         return cast(bytes, self._fs.cat_file(self._at(name), start=offset, end=offset + size)) if size else b""
@@ -248,6 +274,7 @@ class RemoteFolder:
             file.flush()
             self._put(file.name, name)
 
+    @_os_errors
     def write(self, name: str, data: bytes | str) -> None:
         """Write a whole file."""
         data = data.encode() if isinstance(data, str) else data
@@ -257,11 +284,13 @@ class RemoteFolder:
         with self.writer(name) as file:
             file.write(data)
 
+    @_os_errors
     def remove(self, name: str) -> None:
         """Remove a file or what lies under a folder."""
         with suppress(FileNotFoundError):
             self._fs.rm(self._at(name), recursive=True)
 
+    @_os_errors
     def _put(self, local: str, name: str) -> None:
         if self._is_object_store:
             self._fs.put_file(local, self._at(name))

@@ -118,3 +118,14 @@ def test_an_unknown_protocol_and_a_missing_package_say_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(InputError, match="gs:// needs gcsfs; install it"):
         folder_at("gs://bucket/x")
+
+
+def test_a_store_without_credentials_is_an_os_error(monkeypatch):
+    pytest.importorskip("s3fs")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(OSError, match="NoCredentialsError"):
+        folder_at("s3://a-bucket-without-credentials/x").read("y")
