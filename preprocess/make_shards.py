@@ -162,7 +162,7 @@ def _results(job: ShardJob, pending: Sequence[int], environment: dict[str, Any])
         running: dict[ray.ObjectRef, str] = {}
         waiting = iter(pending)
         while True:
-            for number in itertools.islice(waiting, most_running() - len(running)):
+            for number in itertools.islice(waiting, max(0, most_running() - len(running))):
                 task = job.plan.task(number)
                 running[remote.remote(task, folder=job.folder.root)] = task.name
             if not running:
@@ -219,7 +219,8 @@ def _ray(workers: int | None, environment: dict[str, Any]) -> Iterator[Callable[
     address = os.environ.get("RAY_ADDRESS", "")
     is_local = is_ours and address in ("", "local")
     if is_local:
-        quiet |= {"num_cpus": workers, "num_gpus": 0, "object_store_memory": OBJECT_STORE_BYTES}
+        # "local": without it Ray would join whatever cluster `ray start` has left on this machine.
+        quiet |= {"address": "local", "num_cpus": workers, "num_gpus": 0, "object_store_memory": OBJECT_STORE_BYTES}
     else:
         _reach(address)
         quiet["runtime_env"] = _shipped(environment)

@@ -115,7 +115,7 @@ def _opened(folder: Folder, name: str) -> _File:
     try:
         from pyarrow import OSFile, parquet
     except ImportError:
-        raise InputError("Parquet needs pyarrow; pip install 'r2o[parquet]'") from None
+        raise InputError("Parquet needs pyarrow; pip install -e '.[parquet]'") from None
     local = isinstance(folder, LocalFolder)
     file = OSFile(os.path.join(os.fsencode(folder.root), os.fsencode(name))) if local else folder.open(name)
     try:

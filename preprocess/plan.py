@@ -112,7 +112,7 @@ def versions_for(settings: ShardSettings) -> dict[str, str]:
     try:
         return {name: version(name) for name in names} | {"zlib": zlib.ZLIB_RUNTIME_VERSION}
     except PackageNotFoundError as error:
-        raise InputError(f"{error.name} is not installed here; pip install 'r2o[skimage]'") from None
+        raise InputError(f"{error.name} is not installed here; pip install -e '.[skimage]'") from None
 
 
 def permuted(positions: np.ndarray, *, total: int, seed: int) -> np.ndarray:

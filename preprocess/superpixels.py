@@ -83,7 +83,7 @@ def _label_map(image: np.ndarray, settings: AnySettings, backend: type[Slic]) ->
     try:
         from skimage import segmentation
     except ImportError:
-        raise InputError(f"backend {settings.backend} needs scikit-image; pip install 'r2o[skimage]'") from None
+        raise InputError(f"backend {settings.backend} needs scikit-image; pip install -e '.[skimage]'") from None
     if isinstance(settings, FelzenszwalbSettings):
         found = segmentation.felzenszwalb(image, settings.scale, settings.sigma, settings.min_size)
     else:

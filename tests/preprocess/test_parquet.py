@@ -218,5 +218,5 @@ def test_damage_inside_is_an_error_of_the_file(hub: Path):
 
 def test_without_pyarrow(hub: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InputError, match=r"Parquet needs pyarrow; pip install 'r2o\[parquet\]'"):
+    with pytest.raises(InputError, match=r"Parquet needs pyarrow; pip install -e '\.\[parquet\]'"):
         list_images(hub)

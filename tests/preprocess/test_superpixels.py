@@ -162,7 +162,7 @@ def test_more_than_256_ids_are_16_bit(picture):
 
 def test_without_scikit_image_it_says_what_to_install(picture, monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(InputError, match=r"backend felzenszwalb needs scikit-image; pip install 'r2o\[skimage\]'"):
+    with pytest.raises(InputError, match=r"backend felzenszwalb needs scikit-image; pip install -e '\.\[skimage\]'"):
         map_of(picture(1), FelzenszwalbSettings())
 
 
