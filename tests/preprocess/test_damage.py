@@ -335,10 +335,10 @@ def test_images_and_shards_in_a_bucket_that_fails(images, tmp_path, s3):
 
 @pytest.mark.slow
 def test_two_drivers_at_once_in_a_bucket(images, tmp_path, s3):
-    program = "import fsspec; fsspec.filesystem('s3').mkdir('made')"
+    program = "import fsspec; fsspec.filesystem('s3').mkdir('second')"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
     given, logs = (
-        arguments(images, "s3://made/set", **{"superpixels.iterations": SLOW}),
+        arguments(images, "s3://second/set", **{"superpixels.iterations": SLOW}),
         [tmp_path / "one", tmp_path / "two"],
     )
     with started(given, logs[0]) as one, started(given, logs[1]) as two:
@@ -368,6 +368,16 @@ def test_a_cluster_gets_our_code_and_what_the_user_names(images, tmp_path):
         cluster.shutdown()
     assert done.returncode == 0, done.stderr
     assert {name.partition(".")[2] for name in samples(tmp_path / "s")} == {"jpg", "superpixels.png", "meta"}
+
+
+def submitted(given: list[str], seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    """What came of a command of Ray's job server, asked again until it has an agent."""
+    deadline = time.monotonic() + seconds
+    while True:
+        done = subprocess.run(given, capture_output=True, text=True, timeout=300)
+        if "No available agent" not in done.stderr + done.stdout or time.monotonic() > deadline:
+            return done
+        time.sleep(2)
 
 
 @pytest.mark.slow
