@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo scenes shards verify preview pretrain eval-voc test lint bench bench-shards clean
+.PHONY: help install demo scenes shards verify preview pretrain eval-voc test lint bench bench-shards bench-stream clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -77,6 +77,9 @@ bench: $(STAMP)
 
 bench-shards: $(STAMP)
 	@"$$VENV/bin/python" -m tests.benchmarks.shards
+
+bench-stream: $(STAMP)
+	@"$$VENV/bin/python" -m tests.benchmarks.stream
 
 install: $(STAMP)
 

@@ -236,7 +236,7 @@ def _add_preprocessing(verbs: argparse._SubParsersAction[_Parser], of_stage: _Pa
 
 def _add_training(verbs: argparse._SubParsersAction[_Parser], of_stage: _Parser) -> None:
     pretrain = verbs.add_parser("pretrain", parents=[of_stage], help="shards → pretrained backbone")
-    pretrain.add_argument("--shards", type=_path, help="finished shards")
+    pretrain.add_argument("--shards", type=_place, help="finished shards: a path or a URL")
     pretrain.add_argument("--run", type=_path, help="folder of the run; a stopped one goes on")
     pretrain.add_argument("--nproc", type=_count, help="processes on this machine (workflow.nproc)")
     pretrain.add_argument("--dry-run", action="store_true", help="print the resolved run and end")

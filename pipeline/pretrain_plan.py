@@ -10,7 +10,7 @@ from train.config import LR_BATCH_SIZE, BatchPlan, PretrainSettings, plan_batche
 from train.r2o.schedules import learning_rate_at, target_ema_at
 
 
-def check_pretrain(settings: PretrainSettings, *, shards: Path, run: Path, nproc: int) -> BatchPlan:
+def check_pretrain(settings: PretrainSettings, *, shards: Path | str, run: Path, nproc: int) -> BatchPlan:
     """The plan of a run on finished shards.
 
     Raises:

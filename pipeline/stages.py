@@ -113,7 +113,7 @@ def preview_stage(
 
 
 def pretrain_stage(
-    recipe: Recipe, *, shards: Path, run: Path, nproc: int | None = None, options: tuple[str, ...] = ()
+    recipe: Recipe, *, shards: Path | str, run: Path, nproc: int | None = None, options: tuple[str, ...] = ()
 ) -> Stage:
     """R2O pretraining on `nproc` processes of this machine."""
     return Stage(
@@ -122,7 +122,7 @@ def pretrain_stage(
         arguments=(f"--shards={shards}", f"--run={run}", *options),
         output=run,
         marker=run / "backbone.pt",
-        inputs={"shards": shards},
+        inputs={"shards": Path(shards)},
         settings=recipe.pretrain.content(),
         resources=Resources(processes=nproc or recipe.workflow.nproc),
         shows=(("pretrained backbone", run / "backbone.pt"), ("panels of refined masks", run / "panels")),

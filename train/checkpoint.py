@@ -16,15 +16,14 @@ FOLDER = "checkpoints"
 
 
 def save_checkpoint(
-    run: Path, model: nn.Module, optimizer: Optimizer, *, epoch: int, step: int, fingerprint: str, keep: int
+    run: Path, model: nn.Module, optimizer: Optimizer, *, step: int, fingerprint: str, keep: int
 ) -> Path:
-    """Write `checkpoints/epoch-0003.pt` (epochs done) and drop all but the newest `keep`."""
+    """Write `checkpoints/step-00000312.pt` (steps done) and drop all but the newest `keep`."""
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"epoch-{epoch:04d}.pt"
+    path = folder / f"step-{step:08d}.pt"
     state = {
         "fingerprint": fingerprint,
-        "epoch": epoch,
         "step": step,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -38,14 +37,14 @@ def save_checkpoint(
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted((run / FOLDER).glob("epoch-*.pt"))
+    return sorted((run / FOLDER).glob("step-*.pt"))
 
 
 def restore_checkpoint(run: Path, model: nn.Module, optimizer: Optimizer, *, fingerprint: str) -> int:
     """Load the newest checkpoint into model and optimiser.
 
     Returns:
-        the number of epochs done, 0 where there is no checkpoint.
+        the number of steps done, 0 where there is no checkpoint.
     Raises:
         InputError: it is damaged, or of a run with other settings.
     """
@@ -60,7 +59,7 @@ def restore_checkpoint(run: Path, model: nn.Module, optimizer: Optimizer, *, fin
         raise InputError(f"{found[-1]} belongs to a run with other settings; choose another RUN")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    return int(state["epoch"])
+    return int(state["step"])
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -32,6 +32,13 @@ class World:
         return self.rank == 0
 
 
+def node_ranks() -> range:
+    """The ranks of this process's node, by torchrun's variables."""
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    first = rank - int(os.environ.get("LOCAL_RANK", 0))
+    return range(first, min(first + int(os.environ.get("LOCAL_WORLD_SIZE", 1)), size))
+
+
 @contextmanager
 def world_from_environment() -> Iterator[World]:
     """The process group that torchrun's variables describe (NCCL with a GPU, gloo without), or a world of one."""
@@ -79,6 +86,19 @@ def sum_over_ranks(values: Tensor, world: World) -> Tensor:
     if world.size > 1:
         dist.all_reduce(total)
     return total
+
+
+def texts_of_all(text: str, world: World) -> list[str]:
+    """Every rank's text, on each."""
+    if world.size == 1:
+        return [text]
+    data = torch.frombuffer(bytearray(text.encode() + b"\n"), dtype=torch.uint8).to(world.device)
+    sizes = [torch.zeros(1, dtype=torch.long, device=world.device) for _ in range(world.size)]
+    dist.all_gather(sizes, torch.tensor([len(data)], device=world.device))
+    longest = max(int(size) for size in sizes)
+    padded = [torch.zeros(longest, dtype=torch.uint8, device=world.device) for _ in range(world.size)]
+    dist.all_gather(padded, F.pad(data, (0, longest - len(data))))
+    return [bytes(p[: int(n) - 1].cpu().numpy()).decode() for p, n in zip(padded, sizes, strict=True)]
 
 
 def wait_for_all(world: World) -> None:

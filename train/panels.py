@@ -17,10 +17,11 @@ from pipeline.artifacts.pictures import (
     resize_labels,
     sheet,
 )
+from pipeline.artifacts.sample import IMAGE_MEMBER
 from train.config import PretrainSettings
 from train.data.augment import normalize
 from train.data.stream import ShardReader
-from train.data.views import decode_members
+from train.data.views import decode_labels, decode_pixels, resized
 from train.metrics import read_log
 from train.r2o.kmeans import seeding_uniforms
 from train.r2o.model import R2O
@@ -37,11 +38,12 @@ class Panels:
     def __init__(self, reader: ShardReader, settings: PretrainSettings, device: torch.device) -> None:
         count = settings.refine.clustering_group_size
         ids = np.linspace(0, reader.manifest.stored - 1, count).astype(int)
-        raw = [reader.read(int(sample_id)) for sample_id in ids]
-        decoded = [decode_members(r.members, key=r.key, max_superpixels=reader.manifest.max_superpixels) for r in raw]
-        size = settings.data.image_size
-        images = [np.asarray(Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC)) for p, _ in decoded]
-        superpixels = [s.astype(np.int32) for _, s in decoded]
+        limit, size = reader.manifest.max_superpixels, settings.data.image_size
+        images, superpixels = [], []
+        for raw in (reader.read(int(sample_id)) for sample_id in ids):
+            superpixels.append(decode_labels(raw.members, key=raw.key, max_superpixels=limit)[1].astype(np.int32))
+            pixels = torch.from_numpy(decode_pixels(raw.members[IMAGE_MEMBER], key=raw.key)).permute(2, 0, 1)
+            images.append(resized(pixels, size).permute(1, 2, 0).numpy())
         self._settings, self._device = settings, device
         self._images = normalize(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device))
         self._superpixels = torch.from_numpy(np.stack(superpixels)).to(device)

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +27,22 @@ from pipeline.artifacts.manifest import Manifest
 from pipeline.artifacts.progress import Progress
 from pipeline.artifacts.settings import dump_settings, load_settings
 from train.checkpoint import restore_checkpoint, save_checkpoint
+from train.clock import StepClock
 from train.config import BatchPlan, PretrainSettings, plan_batches
-from train.data.loader import HostBatch, host_batches
-from train.data.stream import ShardReader
-from train.distributed import World, distribute, wait_for_all, world_from_environment
+from train.data.device import device_batches
+from train.data.loader import host_batches
+from train.data.skipped import SkippedLog, require_few_skipped
+from train.data.source import check_shards, describe_reading, open_shards
+from train.data.stream import ShardReader, Skipped
+from train.distributed import (
+    World,
+    distribute,
+    node_ranks,
+    sum_over_ranks,
+    texts_of_all,
+    wait_for_all,
+    world_from_environment,
+)
 from train.export import BACKBONE_NAME, save_backbone
 from train.metrics import RunLog
 from train.models.backbone import ResNetBackbone
@@ -55,14 +67,19 @@ class Job:
     settings: PretrainSettings
     manifest: Manifest
     plan: BatchPlan
-    shards: Path
+    reader: ShardReader
+    reading: str
+    problems: tuple[str, ...]
     run: Path
     fingerprint: str
 
 
-def check_job(settings: PretrainSettings, *, shards: Path, run: Path, num_ranks: int) -> Job:
+def check_job(settings: PretrainSettings, *, shards: str, run: Path, num_ranks: int, node_ranks: range) -> Job:
     """Everything that can be known to be wrong before a process group is built; reads small files only.
 
+    Args:
+        shards: path or URL.
+        node_ranks: the ranks of this node.
     Raises:
         InputError: shards, run folder, settings and number of ranks do not fit together.
     """
@@ -70,10 +87,20 @@ def check_job(settings: PretrainSettings, *, shards: Path, run: Path, num_ranks:
     if not settings.data.accept_over_limit:
         manifest.require_within_limit(shards, unless="pretrain.data.accept_over_limit=true")
     plan = plan_batches(settings, num_samples=manifest.stored, num_ranks=num_ranks)
-    ShardReader(shards, manifest).check_files()
+    reader = open_shards(shards, manifest, settings.data)
+    problems = check_shards(reader, settings)
     identity = run_fingerprint(settings, manifest)
     _check_run_folder(run, settings, identity)
-    return Job(settings=settings, manifest=manifest, plan=plan, shards=shards, run=run, fingerprint=identity)
+    return Job(
+        settings=settings,
+        manifest=manifest,
+        plan=plan,
+        reader=reader,
+        reading=describe_reading(reader, settings, node_ranks=node_ranks, num_ranks=num_ranks),
+        problems=tuple(problems),
+        run=run,
+        fingerprint=identity,
+    )
 
 
 def pretrain(job: Job, world: World) -> None:
@@ -81,6 +108,8 @@ def pretrain(job: Job, world: World) -> None:
     settings = job.settings
     if world.is_main:
         _describe_run(job)
+        for line in (job.reading, *(f"going on without: {problem}" for problem in job.problems)):
+            print(f"pretrain: {line}", file=sys.stderr)
     wait_for_all(world)
     r2o = build_model(settings, max_superpixels=job.manifest.max_superpixels).to(world.device).train()
     optimizer = LARS(
@@ -89,10 +118,10 @@ def pretrain(job: Job, world: World) -> None:
         weight_decay=settings.optim.weight_decay,
         trust_coefficient=settings.optim.trust_coefficient,
     )
-    first_epoch = restore_checkpoint(job.run, r2o, optimizer, fingerprint=job.fingerprint)
+    first_step = restore_checkpoint(job.run, r2o, optimizer, fingerprint=job.fingerprint)
     if settings.run.channels_last:
         r2o = r2o.to(memory_format=torch.channels_last)
-    _Loop(job, world, distribute(r2o, world), optimizer).train(first_epoch)
+    _Loop(job, world, distribute(r2o, world), optimizer).train(first_step)
     if world.is_main:
         path = job.run / BACKBONE_NAME
         backbone = r2o.online["backbone"]
@@ -112,37 +141,55 @@ class _Loop:
     def __init__(self, job: Job, world: World, model: nn.Module, optimizer: LARS) -> None:
         self.job, self.world, self.model, self.optimizer = job, world, model, optimizer
         self.settings, self.plan = job.settings, job.plan
-        self.reader = ShardReader(job.shards, job.manifest)
-        self.panels = Panels(self.reader, job.settings, world.device)
+        self.panels = Panels(job.reader, job.settings, world.device)
 
-    def train(self, first_epoch: int) -> None:
-        """Run all steps that are left after `first_epoch` epochs."""
+    def train(self, first_step: int) -> None:
+        """Run all steps that are left after `first_step` steps."""
         plan, world = self.plan, self.world
-        first_step = first_epoch * plan.steps_per_epoch
         self.log = RunLog(self.job.run, first_step=first_step) if world.is_main else None
-        if first_epoch and world.is_main:
-            print(f"pretrain: going on after epoch {first_epoch} (step {first_step})", file=sys.stderr)
-        if first_epoch == 0:
+        self.skipped = SkippedLog(self.job.run, first_step=first_step) if world.is_main else None
+        if first_step and world.is_main:
+            epoch, position = divmod(first_step, plan.steps_per_epoch)
+            print(f"pretrain: going on after step {first_step} (epoch {epoch}, {position} steps in)", file=sys.stderr)
+        if first_step == 0:
             self._draw_panels(0)
-        batches = host_batches(
-            self.reader,
+        host = host_batches(
+            self.job.reader,
             self.settings,
             range(first_step, plan.total_steps),
             rank=world.rank,
             num_ranks=world.size,
+            node_ranks=node_ranks(),
             pin_memory=world.device.type == "cuda",
         )
+        batches = device_batches(host, self.settings, world.device)
         progress = Progress("pretrain", plan.total_steps, "steps", done=first_step)
-        clock = _Clock()
-        for step, host in enumerate(clock.waiting(batches), start=first_step):
+        clock = StepClock()
+        for step, arrived in enumerate(clock.waiting(batches), start=first_step):
             figures = train_step(
-                self.model, self.optimizer, host, step=step, settings=self.settings, plan=plan, world=world
+                self.model, self.optimizer, arrived, step=step, settings=self.settings, plan=plan, world=world
             )
+            if figures.skipped:
+                self._note_skipped(step, arrived.host.skipped)
             self._tell(step, figures, clock, progress)
-            if (step + 1) % plan.steps_per_epoch == 0:
-                self._end_epoch((step + 1) // plan.steps_per_epoch)
+            self._end_step(step + 1)
 
-    def _tell(self, step: int, figures: StepFigures, clock: _Clock, progress: Progress) -> None:
+    def _note_skipped(self, step: int, here: tuple[Skipped, ...]) -> None:
+        """Name what any rank skipped; raises InputError on all of them once it is too much."""
+        epoch = step // self.plan.steps_per_epoch
+        texts = texts_of_all(json.dumps(here), self.world)
+        count = 0
+        if self.skipped is not None:
+            self.skipped.write([Skipped(*one) for text in texts for one in json.loads(text)], step=step)
+            count = self.skipped.count_in(epoch)
+        require_few_skipped(
+            int(sum_over_ranks(torch.tensor(count, device=self.world.device), self.world)),
+            num_samples=self.plan.num_samples,
+            max_fraction=self.settings.data.max_skipped_fraction,
+            epoch=epoch,
+        )
+
+    def _tell(self, step: int, figures: StepFigures, clock: StepClock, progress: Progress) -> None:
         if self.log is None:
             return
         last = step + 1 == self.plan.total_steps
@@ -157,17 +204,20 @@ class _Loop:
             f"data_wait {clock.data_wait:.1%}",
         )
 
-    def _end_epoch(self, epoch: int) -> None:
-        run, last = self.settings.run, epoch == self.plan.epochs
-        if epoch % run.panels_every_epochs == 0 or last:
+    def _end_step(self, done: int) -> None:
+        """What comes after some of the steps: panels, a checkpoint."""
+        run, last = self.settings.run, done == self.plan.total_steps
+        epoch, inside = divmod(done, self.plan.steps_per_epoch)
+        if inside == 0 and (epoch % run.panels_every_epochs == 0 or last):
             self._draw_panels(epoch)
-        if self.world.is_main and (epoch % run.checkpoint_every_epochs == 0 or last):
+        due = inside == 0 and epoch % run.checkpoint_every_epochs == 0
+        due |= run.checkpoint_every_steps is not None and done % run.checkpoint_every_steps == 0
+        if self.world.is_main and (due or last):
             save_checkpoint(
                 self.job.run,
                 unwrapped(self.model),
                 self.optimizer,
-                epoch=epoch,
-                step=epoch * self.plan.steps_per_epoch,
+                step=done,
                 fingerprint=self.job.fingerprint,
                 keep=run.keep_checkpoints,
             )
@@ -178,49 +228,6 @@ class _Loop:
         if self.world.is_main:
             self.panels.draw(self.job.run, refined_maps, epoch=epoch, num_clusters=num_clusters)
             draw_curves(self.job.run)
-
-
-class _Clock:
-    """Where the time of the steps goes: images per second, and the share that the device waited for data."""
-
-    def __init__(self) -> None:
-        self._begin = self._report = time.perf_counter()
-        self._waited = self._waited_at_report = 0.0
-        self._steps = self._steps_at_report = 0
-
-    def waiting(self, batches: Iterator[HostBatch]) -> Iterator[HostBatch]:
-        """Yield from `batches`, timing how long each took to arrive."""
-        while True:
-            asked = time.perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                return
-            if self._steps == 0:
-                self._begin = self._report = time.perf_counter()  # the workers' start is not a step's wait
-            else:
-                self._waited += time.perf_counter() - asked
-            yield batch
-            self._steps += 1
-
-    @property
-    def data_wait(self) -> float:
-        """Share of the time since the first batch, in [0, 1]."""
-        return self._waited / max(time.perf_counter() - self._begin, 1e-9)
-
-    def images_per_second(self, global_batch_size: int) -> float:
-        """Over all ranks, since the first batch."""
-        return (self._steps + 1) * global_batch_size / max(time.perf_counter() - self._begin, 1e-9)
-
-    def since_last_report(self, global_batch_size: int) -> dict[str, float]:
-        """`images_per_second` and `data_wait` since this was last asked."""
-        now, steps = time.perf_counter(), self._steps + 1
-        elapsed = max(now - self._report, 1e-9)
-        figures = {
-            "images_per_second": (steps - self._steps_at_report) * global_batch_size / elapsed,
-            "data_wait": (self._waited - self._waited_at_report) / elapsed,
-        }
-        self._report, self._steps_at_report, self._waited_at_report = now, steps, self._waited
-        return figures
 
 
 def _check_run_folder(run: Path, settings: PretrainSettings, identity: str) -> None:
@@ -266,7 +273,7 @@ def _git_commit() -> str | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of one rank."""
     parser = argparse.ArgumentParser(prog="python -m train.pretrain", description=__doc__)
-    parser.add_argument("--shards", type=Path, required=True)
+    parser.add_argument("--shards", required=True, help="path or URL")
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE")
@@ -274,7 +281,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(PretrainSettings, "pretrain", arguments.config, arguments.overrides)
     try:
         num_ranks = int(os.environ.get("WORLD_SIZE", 1))
-        job = check_job(settings, shards=arguments.shards, run=arguments.run, num_ranks=num_ranks)
+        job = check_job(
+            settings, shards=arguments.shards, run=arguments.run, num_ranks=num_ranks, node_ranks=node_ranks()
+        )
     except InputError:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(MAIN_SPEAKS_FIRST)  # every rank finds the same; torchrun stops the others when one ends

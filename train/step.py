@@ -12,15 +12,14 @@ from torch.optim import Optimizer
 
 from pipeline.artifacts.errors import InputError
 from train.config import BatchPlan, PretrainSettings
-from train.data.augment import AugmentParams, augment_views, normalize
-from train.data.loader import HostBatch
+from train.data.device import Arrived
 from train.distributed import World, sum_over_ranks
 from train.ema import update_target
 from train.metrics import feature_std
 from train.models.backbone import build_backbone
 from train.models.heads import Head
 from train.r2o.kmeans import seeding_uniforms
-from train.r2o.model import R2O, Batch
+from train.r2o.model import R2O
 from train.r2o.schedules import learning_rate_at, target_ema_at
 
 
@@ -28,7 +27,8 @@ class StepFigures(NamedTuple):
     """What one step tells, the same on every rank but for the stds, which are of the local rows.
 
     loss: L_repr (Eq. 5), in [0, 8]. valid_fraction: of the B × K masks, those in both views. clusters_in_use: per
-    image. prediction_std, projection_std: see `feature_std`. grad_norm: L2 over all parameters, before LARS.
+    image. prediction_std, projection_std: see `feature_std`. grad_norm: L2 over all parameters, before LARS. skipped:
+    samples that could not be read and were replaced.
     """
 
     loss: float
@@ -41,6 +41,7 @@ class StepFigures(NamedTuple):
     prediction_std: float
     projection_std: float
     grad_norm: float
+    skipped: int
 
 
 def build_model(settings: PretrainSettings, *, max_superpixels: int) -> R2O:
@@ -65,29 +66,10 @@ def build_model(settings: PretrainSettings, *, max_superpixels: int) -> R2O:
     )
 
 
-def to_device(host: HostBatch, settings: PretrainSettings, device: torch.device) -> Batch:
-    """Move a host batch, augment its views, normalise its images."""
-    batch, num_views = host.views.shape[:2]
-    params = AugmentParams(*(np.reshape(field, (batch * num_views, *field.shape[2:])) for field in host.augment))
-    views = host.views.to(device, non_blocking=True).flatten(0, 1)
-    images = normalize(host.images.to(device, non_blocking=True))
-    augmented = augment_views(views, params, settings.augment)
-    if settings.run.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-        augmented = augmented.contiguous(memory_format=torch.channels_last)
-    return Batch(
-        images=images,
-        superpixels=host.superpixels.to(device, non_blocking=True).int(),
-        views=augmented.unflatten(0, (batch, num_views)),
-        crop_box=host.crop_box.to(device, non_blocking=True),
-        flipped=host.flipped.to(device, non_blocking=True),
-    )
-
-
 def train_step(
     model: nn.Module,
     optimizer: Optimizer,
-    host: HostBatch,
+    arrived: Arrived,
     *,
     step: int,
     settings: PretrainSettings,
@@ -96,16 +78,19 @@ def train_step(
 ) -> StepFigures:
     """Forward, backward, LARS, EMA, for one global batch of which this rank holds its part.
 
+    The count of skipped samples goes to every rank with the loss, so that all of them stop at the same step.
+
     Raises:
         InputError: loss or gradient is not finite; on every rank, before anything is updated.
     """
     num_clusters = settings.num_clusters(step // plan.steps_per_epoch)
     uniforms = _uniforms(num_clusters, step, settings, plan, world)
-    batch = to_device(host, settings, world.device)
+    host, batch = arrived
     with torch.autocast(world.device.type, torch.bfloat16, enabled=settings.run.precision == "bf16"):
         output = model(batch, uniforms.to(world.device))
-    local = torch.stack([output.loss_sum, output.num_masks, output.clusters_in_use.sum()])
-    loss_sum, num_masks, in_use = sum_over_ranks(local.double(), world).tolist()
+    skipped = torch.tensor(len(host.skipped), device=world.device)
+    local = torch.stack([output.loss_sum, output.num_masks, output.clusters_in_use.sum(), skipped])
+    loss_sum, num_masks, in_use, num_skipped = sum_over_ranks(local.double(), world).tolist()
     loss = loss_sum / max(num_masks, 1)
     optimizer.zero_grad(set_to_none=True)
     # DDP averages gradients over ranks, while the loss is a mean over the masks of all ranks.
@@ -128,6 +113,7 @@ def train_step(
         prediction_std=float(feature_std(output.predictions)),
         projection_std=float(feature_std(output.projections)),
         grad_norm=grad_norm,
+        skipped=int(num_skipped),
     )
 
 

@@ -57,7 +57,7 @@ _NORMALIZED = (
 )
 _WHOLE = v2.Resize((SIZE, SIZE), interpolation=InterpolationMode.BICUBIC)
 _TENSOR = v2.Compose(_NORMALIZED)
-_VIEWS = (_view(1.0, 0.0), _view(0.1, 0.2))
+VIEWS = (_view(1.0, 0.0), _view(0.1, 0.2))
 
 
 def reference_sample(jpeg: bytes, *, superpixels: bool) -> ReferenceSample:
@@ -70,7 +70,7 @@ def reference_sample(jpeg: bytes, *, superpixels: bool) -> ReferenceSample:
     label_map = None
     if superpixels:
         label_map = torch.from_numpy(slic(np.asarray(whole), n_segments=SEGMENTS, start_label=0))
-    return ReferenceSample(_TENSOR(whole), label_map, torch.stack([view(pixels) for view in _VIEWS]))
+    return ReferenceSample(_TENSOR(whole), label_map, torch.stack([view(pixels) for view in VIEWS]))
 
 
 def reference_batch(jpegs: Sequence[bytes], *, superpixels: bool) -> ReferenceSample:

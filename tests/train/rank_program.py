@@ -41,7 +41,9 @@ def main() -> None:
         if world.size > 1:
             cases = {name: batch_norm_case(world.rank, rows) for name, rows in ROWS.items()}
             torch.save(cases, out / f"batch-norm-{world.rank}.pt")
-        job = check_job(settings, shards=shards, run=out / "run", num_ranks=world.size)
+        job = check_job(
+            settings, shards=str(shards), run=out / "run", num_ranks=world.size, node_ranks=range(world.size)
+        )
         pretrain(job, world)
 
 

@@ -22,8 +22,8 @@ def trained(steps: int) -> tuple[nn.Module, LARS]:
     return model, optimizer
 
 
-def save(run: Path, epoch: int, keep: int = 2) -> Path:
-    return save_checkpoint(run, *trained(epoch), epoch=epoch, step=epoch, fingerprint="f", keep=keep)
+def save(run: Path, step: int, keep: int = 2) -> Path:
+    return save_checkpoint(run, *trained(step), step=step, fingerprint="f", keep=keep)
 
 
 def test_everything_comes_back_bit_for_bit(tmp_path: Path) -> None:
@@ -39,13 +39,13 @@ def test_everything_comes_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_only_the_newest_are_kept_and_the_newest_is_taken(tmp_path: Path) -> None:
-    for epoch in (1, 2, 10):
-        save(tmp_path, epoch)
-    assert [p.name for p in checkpoints(tmp_path)] == ["epoch-0002.pt", "epoch-0010.pt"]
+    for step in (1, 2, 10):
+        save(tmp_path, step)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-00000002.pt", "step-00000010.pt"]
     assert restore_checkpoint(tmp_path, *trained(0), fingerprint="f") == 10
 
 
-def test_no_checkpoint_is_epoch_zero(tmp_path: Path) -> None:
+def test_no_checkpoint_is_step_zero(tmp_path: Path) -> None:
     assert restore_checkpoint(tmp_path, *trained(0), fingerprint="f") == 0
 
 
@@ -59,10 +59,10 @@ def test_a_half_written_file_is_never_taken_for_a_checkpoint(tmp_path: Path) -> 
 
 def test_damage_and_another_run_are_told(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
-    with pytest.raises(InputError, match=r"epoch-0001\.pt belongs to a run with other settings"):
+    with pytest.raises(InputError, match=r"step-00000001\.pt belongs to a run with other settings"):
         restore_checkpoint(tmp_path, *trained(0), fingerprint="g")
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(InputError, match=r"epoch-0001\.pt is damaged"):
+    with pytest.raises(InputError, match=r"step-00000001\.pt is damaged"):
         restore_checkpoint(tmp_path, *trained(0), fingerprint="f")
 
 
@@ -73,7 +73,7 @@ class _Program:
 
 def test_a_checkpoint_is_never_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = save(tmp_path, 1)
-    torch.save({"fingerprint": "f", "epoch": 1, "model": _Program()}, path)
+    torch.save({"fingerprint": "f", "step": 1, "model": _Program()}, path)
     with pytest.raises(InputError, match="damaged"):
         restore_checkpoint(tmp_path, *trained(0), fingerprint="f")
     assert "executed" not in capsys.readouterr().out

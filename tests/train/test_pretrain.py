@@ -41,16 +41,17 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(shards: Path, run: Path, config: Path) -> list[str]:
-    return [sys.executable, "-m", "train.pretrain", f"--shards={shards}", f"--run={run}", f"--config={config}"]
+def command(shards: Path, run: Path, config: Path, *options: str) -> list[str]:
+    fixed = [f"--shards={shards}", f"--run={run}", f"--config={config}"]
+    return [sys.executable, "-m", "train.pretrain", *fixed, *options]
 
 
-def start(*arguments: Path) -> subprocess.Popen[str]:
+def start(*arguments: Path | str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command(*arguments), env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def finish(*arguments: Path) -> str:
+def finish(*arguments: Path | str) -> str:
     process = start(*arguments)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
@@ -72,7 +73,7 @@ def test_the_run_folder_explains_itself(undisturbed: Path) -> None:
     assert record["samples"] == 70
     assert record["versions"]["torch"] == torch.__version__
     assert yaml.safe_load((undisturbed / "config.yaml").read_text())["pretrain"]["optim"]["momentum"] == 0.9
-    assert [p.name for p in checkpoints(undisturbed)] == ["epoch-0003.pt", "epoch-0004.pt"]
+    assert [p.name for p in checkpoints(undisturbed)] == ["step-00000012.pt", "step-00000016.pt"]
     assert load_backbone(undisturbed / "backbone.pt").name == "resnet18"
 
 
@@ -100,19 +101,21 @@ def test_panels_are_pictures_of_the_stated_size(undisturbed: Path) -> None:
         assert len(picture.getcolors(1 << 24)) > 1000
 
 
-def test_a_run_killed_between_epochs_ends_with_the_same_bits(
+def test_a_run_killed_inside_an_epoch_ends_with_the_same_bits(
     undisturbed: Path, shards: Path, config: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "killed"
-    process = start(shards, run, config)
+    process = start(shards, run, config, "--set=pretrain.run.checkpoint_every_steps=3")
     while len(checkpoints(run)) < 1 and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     done = int(checkpoints(run)[-1].stem.split("-")[1])
+    for path in checkpoints(run)[:-1]:
+        path.unlink()
     assert process.returncode == -signal.SIGKILL
     assert not (run / "backbone.pt").exists()
-    assert f"going on after epoch {done}" in finish(shards, run, config)
+    assert f"going on after step {done} (epoch {done // 4}, {done % 4} steps in)" in finish(shards, run, config)
     ours, theirs = read_log(run), read_log(undisturbed)
     timing = {"images_per_second", "data_wait"}
     assert [{k: v for k, v in a.items() if k not in timing} for a in ours] == [

@@ -9,8 +9,9 @@ import torch
 from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.manifest import Manifest
 from train.config import PretrainSettings, plan_batches
+from train.data.device import Arrived, to_device
 from train.data.loader import HostBatch, host_batches
-from train.data.stream import ShardReader
+from train.data.source import open_shards
 from train.distributed import World
 from train.optim import LARS
 from train.r2o.model import R2O
@@ -33,13 +34,14 @@ WORLD = World(0, 1, torch.device("cpu"))
 
 @pytest.fixture(scope="module")
 def host(shards: Path) -> HostBatch:
-    reader = ShardReader(shards, Manifest.read(shards))
+    reader = open_shards(str(shards), Manifest.read(shards), SETTINGS.data)
     return next(iter(host_batches(reader, SETTINGS, range(1), rank=0, num_ranks=1)))
 
 
 def step_on(model: R2O, optimizer: LARS, host: HostBatch) -> StepFigures:
     plan = plan_batches(SETTINGS, num_samples=70, num_ranks=1)
-    return train_step(model, optimizer, host, step=0, settings=SETTINGS, plan=plan, world=WORLD)
+    arrived = Arrived(host, to_device(host, SETTINGS, WORLD.device))
+    return train_step(model, optimizer, arrived, step=0, settings=SETTINGS, plan=plan, world=WORLD)
 
 
 def fresh() -> tuple[R2O, LARS]:

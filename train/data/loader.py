@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
-from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,42 +12,73 @@ import torch
 import webdataset as wds
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from pipeline.artifacts.errors import InputError
-from train.config import PretrainSettings, decoding_workers
+from train.config import DataSettings, PretrainSettings, decoding_workers
 from train.data.augment import AugmentParams
-from train.data.stream import RawStream, SampleOrder, ShardReader
-from train.data.views import Sample, make_sample
+from train.data.order import SampleOrder
+from train.data.stream import SampleMaker, ShardReader, Skipped, SlotStream, Taken
+
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class HostBatch(NamedTuple):
-    """A local batch as the workers make it. `augment` holds NumPy arrays with leading axes (B, V)."""
+    """A local batch as the workers make it; pixels are uint8, channels last in memory.
+
+    `augment` holds NumPy arrays with leading axes (B, V). Where the device decodes, `images` and `views` are absent,
+    and `jpegs` holds the files one after the other, each up to its `jpeg_ends`. `skipped`: the samples that were to
+    come and could not be read.
+    """
 
     sample_id: Int[Tensor, " b"]
-    images: UInt8[Tensor, "b 3 h w"]
-    superpixels: Int[Tensor, "b s s"]
-    views: UInt8[Tensor, "b 2 3 vh vw"]
+    images: UInt8[Tensor, "b 3 h w"] | None
+    superpixels: UInt8[Tensor, "b s s"] | Int[Tensor, "b s s"]
+    views: UInt8[Tensor, "b 2 3 vh vw"] | None
+    boxes: Int[Tensor, "b 2 4"]
     crop_box: Float[Tensor, "b 2 4"]
     flipped: Bool[Tensor, "b 2"]
     augment: AugmentParams
+    view_superpixels: UInt8[Tensor, "b 2 vh vw"] | Int[Tensor, "b 2 vh vw"] | None = None
+    jpegs: UInt8[Tensor, " bytes"] | None = None
+    jpeg_ends: Int[Tensor, " b"] | None = None
+    skipped: tuple[Skipped, ...] = ()
 
 
-def collate(samples: Sequence[Sample]) -> HostBatch:
-    """Samples stacked to a batch."""
-
-    def stacked(name: str) -> Tensor:
-        return torch.from_numpy(np.stack([getattr(sample, name) for sample in samples]))
-
-    return HostBatch(
+def collate(taken: Sequence[Taken]) -> HostBatch:
+    """Samples stacked to a batch; in a worker process, by torch, straight into memory shared with the trainer."""
+    samples = [one.sample for one in taken]
+    geometry = [sample.geometry for sample in samples]
+    batch = HostBatch(
         sample_id=torch.tensor([sample.sample_id for sample in samples]),
-        images=stacked("image"),
-        superpixels=stacked("superpixels"),
-        views=stacked("views"),
-        crop_box=stacked("crop_box"),
-        flipped=stacked("flipped"),
-        augment=AugmentParams(*(np.stack(field) for field in zip(*(s.augment for s in samples), strict=True))),
+        images=None,
+        superpixels=_label_maps([sample.superpixels for sample in samples]),
+        views=None,
+        boxes=torch.tensor([g.boxes for g in geometry]),
+        crop_box=torch.from_numpy(np.stack([g.crop_box for g in geometry])),
+        flipped=torch.from_numpy(np.stack([g.flipped for g in geometry])),
+        augment=AugmentParams(*(np.stack(values) for values in zip(*(g.augment for g in geometry), strict=True))),
+        skipped=tuple(one.skipped for one in taken if one.skipped),
     )
+    cropped = [sample.view_superpixels for sample in samples if sample.view_superpixels is not None]
+    if cropped:
+        batch = batch._replace(view_superpixels=_label_maps(cropped))
+    jpegs = [sample.jpeg for sample in samples if sample.jpeg is not None]
+    if jpegs:
+        ends = torch.tensor([len(jpeg) for jpeg in jpegs]).cumsum(0)
+        joined = default_collate([torch.frombuffer(bytearray(b"".join(jpegs)), dtype=torch.uint8)])[0]
+        return batch._replace(jpegs=joined, jpeg_ends=ends)
+    images = default_collate([sample.image for sample in samples if sample.image is not None])
+    views = default_collate([view for sample in samples if sample.views is not None for view in sample.views])
+    return batch._replace(
+        images=images.permute(0, 3, 1, 2), views=views.unflatten(0, (len(samples), 2)).permute(0, 1, 4, 2, 3)
+    )
+
+
+def _label_maps(maps: Sequence[np.ndarray]) -> Tensor:
+    """uint8 while all ids fit, int32 otherwise."""
+    kind = np.uint8 if all(labels.dtype == np.uint8 for labels in maps) else np.int32
+    return default_collate([torch.from_numpy(labels.astype(kind)) for labels in maps])
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -60,34 +92,66 @@ def host_batches(
     *,
     rank: int,
     num_ranks: int,
+    node_ranks: range | None = None,
     pin_memory: bool = False,
 ) -> Iterator[HostBatch]:
-    """This rank's batches for a range of steps, in order; nothing before the first is decoded.
+    """This rank's batches for a range of steps of the run, in order; nothing before the first is read.
 
+    Args:
+        node_ranks: the ranks that share this node's disk; this one alone where not given.
     Raises:
-        InputError: a shard or a sample is damaged; found by a worker process, told in one line.
+        InputError: a shard or a sample is damaged, or a worker process was killed; told in one line.
     """
-    order = SampleOrder(
-        shard_sizes=tuple(shard.samples for shard in reader.manifest.shards),
-        seed=settings.seed,
-        lanes=settings.data.shuffle_lanes,
-        global_batch_size=settings.global_batch_size,
-    )
-    to_sample = partial(
-        make_sample,
-        seed=settings.seed,
-        data=settings.data,
-        augment=settings.augment,
-        max_superpixels=reader.manifest.max_superpixels,
-    )
+    order = SampleOrder.of(settings, tuple(shard.samples for shard in reader.manifest.shards))
+    local_batch_size = settings.global_batch_size // num_ranks
     pipeline = wds.DataPipeline(
-        RawStream(reader, order, steps, rank=rank, num_ranks=num_ranks),
-        wds.map(to_sample),
-        wds.batched(settings.global_batch_size // num_ranks, collation_fn=collate, partial=False),
+        SlotStream(
+            reader, order, steps, rank=rank, num_ranks=num_ranks, node_ranks=node_ranks or range(rank, rank + 1)
+        ),
+        wds.map(SampleMaker(reader, order, settings)),
+        wds.batched(local_batch_size, collation_fn=collate, partial=False),
     )
-    workers = decoding_workers(settings.data.num_workers)
-    loader = DataLoader(pipeline, batch_size=None, collate_fn=_as_it_is, num_workers=workers, pin_memory=pin_memory)
+    data = settings.data
+    workers = decoding_workers(data.num_workers)
+    if workers:
+        _require_shared_memory(data, local_batch_size, workers)
+    loader = DataLoader(
+        pipeline,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        prefetch_factor=data.prefetch_batches if workers else None,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # whose numbers nobody uses; without it, it would draw from the trainer's
+    )
     try:
         yield from loader
     except InputError as error:  # a worker's error comes back with its traceback as text
         raise InputError(str(error).rstrip().rsplit("InputError: ", 1)[-1]) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            f"{str(error).partition('.')[0]}: a decoding process was killed, as a rule for want of memory; lower "
+            "pretrain.data.num_workers or prefetch_batches"
+        ) from error
+
+
+def batch_bytes(data: DataSettings, local_batch_size: int) -> int:
+    """Bytes of a host batch's pixels, or of its JPEGs at a usual 110 kB where the device decodes."""
+    pixels = 3 * (data.image_size**2 + 2 * data.view_size**2)
+    return local_batch_size * (pixels if data.decode == "host" else 110_000)
+
+
+def _require_shared_memory(data: DataSettings, local_batch_size: int, workers: int) -> None:
+    """Workers hand over batches through /dev/shm; containers often have 64 MB of it, and beyond it comes SIGBUS."""
+    if not SHARED_MEMORY.is_dir():
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    needed = batch_bytes(data, local_batch_size) * workers * data.prefetch_batches
+    if needed > free:
+        raise InputError(
+            f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free, but {workers} decoding processes × {data.prefetch_batches} "
+            f"batches need {needed / 1e6:.0f} MB; enlarge it (docker run --shm-size=…; Kubernetes: an emptyDir with "
+            "medium: Memory) or lower pretrain.data.num_workers or prefetch_batches"
+        )

@@ -1,22 +1,29 @@
-"""Shards to samples: which sample comes when is a function of (manifest, seed, epoch), nothing is lost in silence."""
+"""Shards to samples: each place of the epoch gets its sample or, where that is damaged and may be skipped, the next.
+
+What is read is data: members are found by the offsets of the shards' indexes, and no name in a shard is ever a path.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.artifacts.errors import InputError
-from pipeline.artifacts.files import sha256_of
-from pipeline.artifacts.manifest import Manifest, ShardIndex
+from pipeline.artifacts.manifest import Manifest
+from pipeline.artifacts.sample import IMAGE_MEMBER, META_MEMBER, SUPERPIXELS_MEMBER
+from train.config import PretrainSettings
+from train.data.order import SampleOrder
+from train.data.shard_files import ShardFiles
+from train.data.views import Sample, make_sample
 
-OPEN_SHARDS = 64
+NEEDED = (IMAGE_MEMBER, SUPERPIXELS_MEMBER, META_MEMBER)
+MAX_GAP = 64 * 1024  # bytes between members that are read along rather than sought over
+MAX_SUBSTITUTES = 4096  # damaged places in a row after which a set is taken for lost
+LOOK_AHEAD_STEPS = 256
 
 
 class RawSample(NamedTuple):
@@ -27,150 +34,177 @@ class RawSample(NamedTuple):
     members: dict[str, bytes]
 
 
-def epoch_order(shard_sizes: tuple[int, ...], *, seed: int, epoch: int, lanes: int) -> np.ndarray:
-    """The order of one epoch: every sample once, as sample ids, int64 (sum of sizes,).
+class Skipped(NamedTuple):
+    """A sample that was to come and could not be read; `shard` and `key` name it, `key` empty where none is known."""
 
-    The shards, shuffled, are read `lanes` at a time: each from its first sample to its last, the lanes merged in
-    random order. Reading stays sequential within a shard, and the order knows nothing of ranks or workers.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    starts = np.cumsum([0, *shard_sizes[:-1]])
-    shards = rng.permutation(len(shard_sizes))
-    return np.concatenate(
-        [
-            _merged_lanes([(int(starts[s]), shard_sizes[s]) for s in shards[first : first + lanes]], rng)
-            for first in range(0, len(shards), lanes)
-        ]
-    )
+    epoch: int
+    sample_id: int
+    shard: str
+    key: str
+    reason: str
 
 
-def _merged_lanes(lanes: list[tuple[int, int]], rng: np.random.Generator) -> np.ndarray:
-    """Sequences of (start, length) merged into one: which lane comes next is random, each keeps its own order."""
-    lane_of = rng.permutation(np.repeat(np.arange(len(lanes)), [length for _, length in lanes]))
-    merged = np.empty(len(lane_of), dtype=np.int64)
-    for lane, (start, length) in enumerate(lanes):
-        merged[lane_of == lane] = np.arange(start, start + length)
-    return merged
+class Slot(NamedTuple):
+    """A place of an epoch."""
+
+    epoch: int
+    place: int
+
+
+class Taken(NamedTuple):
+    """What stands in a slot, and what was skipped for it."""
+
+    sample: Sample
+    skipped: Skipped | None
 
 
 class ShardReader:
-    """Reads single samples of a finished set of shards by the offsets of its indexes.
+    """Reads single samples of a finished set of shards by the offsets of its indexes."""
 
-    Raises:
-        InputError: a tar or an index is missing, or is not what the manifest says it is.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, files: ShardFiles, manifest: Manifest) -> None:
+        self.files, self.manifest = files, manifest
         self._ends = np.cumsum([shard.samples for shard in manifest.shards])
-        self._index = lru_cache(maxsize=OPEN_SHARDS)(self._read_index)
-        self._files: dict[int, int] = {}
 
-    def __getstate__(self) -> tuple[Path, Manifest]:
-        return self.folder, self.manifest
-
-    def __setstate__(self, state: tuple[Path, Manifest]) -> None:
-        ShardReader.__init__(self, *state)
+    def place_of(self, sample_id: int) -> tuple[int, int]:
+        """Shard and row of a sample."""
+        shard = int(np.searchsorted(self._ends, sample_id, side="right"))
+        return shard, sample_id - (int(self._ends[shard - 1]) if shard else 0)
 
     def read(self, sample_id: int) -> RawSample:
-        """One sample. Raises InputError, naming shard and key, where its bytes are not all there."""
-        shard = int(np.searchsorted(self._ends, sample_id, side="right"))
-        row = sample_id - (int(self._ends[shard - 1]) if shard else 0)
-        entry = self._index(shard).entries[row]
-        tar = self._open(shard)
-        members = {}
-        for name, (offset, size) in entry.members.items():
-            data = os.pread(tar, size, offset)
-            if len(data) != size:
-                raise InputError(f"{self._tar_path(shard)}: {entry.key}.{name} is cut short; run `make shards` again")
-            members[name] = data
-        return RawSample(sample_id, entry.key, members)
+        """One sample: its JPEG, superpixels and json.
 
-    def check_files(self) -> None:
-        """That every tar and index is there with the size that the manifest states; reads no data."""
-        for number, shard in enumerate(self.manifest.shards):
-            for path in (self._tar_path(number), self.folder / shard.index_name):
-                if not path.is_file():
-                    raise InputError(f"{path} is missing; run `make shards` again to remake it")
-            self._check_size(number)
+        Raises:
+            InputError: names the shard that is missing or damaged, or the sample that has no such member.
+        """
+        shard, row = self.place_of(sample_id)
+        entry = self.files.entry(shard, row)
+        missing = [name for name in NEEDED if name not in entry.members]
+        if missing:
+            raise InputError(f"{self.name_of(shard)}: sample {entry.key} has no {missing[0]}; run `make shards` again")
+        return RawSample(sample_id, entry.key, self._members(shard, entry.members))
 
-    def _tar_path(self, shard: int) -> Path:
-        return self.folder / self.manifest.shards[shard].name
+    def name_of(self, shard: int) -> str:
+        """File name of a shard."""
+        return self.manifest.shards[shard].name
 
-    def _check_size(self, shard: int) -> None:
-        size, expected = self._tar_path(shard).stat().st_size, self.manifest.shards[shard].bytes
-        if size != expected:
-            raise InputError(f"{self._tar_path(shard)} has {size} bytes, not {expected}; run `make shards` again")
+    def key_of(self, sample_id: int) -> str:
+        """A sample's key; empty where its index cannot be read."""
+        try:
+            return self.files.entry(*self.place_of(sample_id)).key
+        except InputError:
+            return ""
 
-    def _read_index(self, shard: int) -> ShardIndex:
-        stats = self.manifest.shards[shard]
-        path = self.folder / stats.index_name
-        index = ShardIndex.read(self.folder, stats.index_name)
-        if sha256_of(path) != stats.index_sha256 or len(index.entries) != stats.samples:
-            raise InputError(f"{path} is not the index that the manifest names; run `make shards` again")
-        return index
-
-    def _open(self, shard: int) -> int:
-        if shard not in self._files:
-            if len(self._files) >= OPEN_SHARDS:
-                os.close(self._files.pop(next(iter(self._files))))
-            self._check_size(shard)
-            self._files[shard] = os.open(self._tar_path(shard), os.O_RDONLY)
-        return self._files[shard]
+    def _members(self, shard: int, where: Mapping[str, tuple[int, int]]) -> dict[str, bytes]:
+        spans = {name: where[name] for name in NEEDED}
+        begin = min(offset for offset, _ in spans.values())
+        end = max(offset + size for offset, size in spans.values())
+        if end - begin > sum(size for _, size in spans.values()) + MAX_GAP:
+            return {name: self.files.read(shard, offset, size) for name, (offset, size) in spans.items()}
+        data = self.files.read(shard, begin, end - begin)
+        return {name: data[offset - begin : offset - begin + size] for name, (offset, size) in spans.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampleOrder:
-    """Which samples are in which step's global batch. Positions need no data to be read.
+@dataclass(frozen=True)
+class SampleMaker:
+    """Slot → sample."""
 
-    What the last, incomplete batch of an epoch would hold is left out; the next epoch leaves out others.
-    """
+    reader: ShardReader
+    order: SampleOrder
+    settings: PretrainSettings
 
-    shard_sizes: tuple[int, ...]
-    seed: int
-    lanes: int
-    global_batch_size: int
+    def __call__(self, slot: Slot) -> Taken:
+        """The slot's own sample or, where `on_damage: skip` lets it, that of the next place that has a whole one.
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole global batches in an epoch."""
-        return sum(self.shard_sizes) // self.global_batch_size
+        Which one that is depends on the set alone, so that no rank or worker sees another substitute.
 
-    def batch(self, step: int, *, rank: int = 0, num_ranks: int = 1) -> np.ndarray:
-        """Sample ids, int64, of one rank in a step of the run: consecutive ones, so that groups stay whole."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        local = self.global_batch_size // num_ranks
-        first = position * self.global_batch_size + rank * local
-        return self._epoch(epoch)[first : first + local]
+        Raises:
+            InputError: the sample is damaged, and is not to be skipped.
+        """
+        epoch, place = slot
+        own = int(self.order.sample_ids(epoch, np.array([place]))[0])
+        try:
+            return Taken(self._make(own, epoch), None)
+        except InputError as error:
+            if self.settings.data.on_damage == "fail":
+                raise
+            name = self.reader.name_of(self.reader.place_of(own)[0])
+            skipped = Skipped(epoch, own, name, self.reader.key_of(own), str(error))
+            return Taken(self._substitute(slot, error), skipped)
 
-    def _epoch(self, epoch: int) -> np.ndarray:
-        return _cached_epoch_order(self.shard_sizes, self.seed, epoch, self.lanes)
+    def _substitute(self, slot: Slot, first: InputError) -> Sample:
+        tries = min(MAX_SUBSTITUTES, self.order.places_per_epoch - 1)
+        places = (slot.place + 1 + np.arange(tries)) % self.order.places_per_epoch
+        for sample_id in self.order.sample_ids(slot.epoch, places).tolist():
+            try:
+                return self._make(sample_id, slot.epoch)
+            except InputError:
+                continue
+        raise InputError(f"none of {tries + 1} samples in a row can be read, the first: {first}")
+
+    def _make(self, sample_id: int, epoch: int) -> Sample:
+        raw = self.reader.read(sample_id)
+        try:
+            return make_sample(
+                raw.members,
+                key=raw.key,
+                sample_id=sample_id,
+                epoch=epoch,
+                seed=self.settings.seed,
+                data=self.settings.data,
+                augment=self.settings.augment,
+                max_superpixels=self.reader.manifest.max_superpixels,
+            )
+        except InputError as error:
+            raise InputError(f"{self.reader.name_of(self.reader.place_of(sample_id)[0])}: {error}") from None
 
 
-@lru_cache(maxsize=2)
-def _cached_epoch_order(shard_sizes: tuple[int, ...], seed: int, epoch: int, lanes: int) -> np.ndarray:
-    return epoch_order(shard_sizes, seed=seed, epoch=epoch, lanes=lanes)
-
-
-class RawStream(IterableDataset[dict[str, Any]]):
-    """Raw samples of one rank for a range of steps, as the dicts that webdataset's stages take.
+class SlotStream(IterableDataset[Slot]):
+    """The slots of one rank for a range of steps.
 
     Worker w of W yields the batches of every W-th step, so that a loader which takes whole batches from its workers
-    in turn gives them in order, whatever W is.
+    in turn gives them in order, whatever W is. Nothing before the first step is touched.
     """
 
-    def __init__(self, reader: ShardReader, order: SampleOrder, steps: range, *, rank: int, num_ranks: int) -> None:
-        self.reader, self.order, self.steps, self.rank, self.num_ranks = reader, order, steps, rank, num_ranks
+    def __init__(
+        self, reader: ShardReader, order: SampleOrder, steps: range, *, rank: int, num_ranks: int, node_ranks: range
+    ) -> None:
+        self.reader, self.order, self.steps = reader, order, steps
+        self.rank, self.num_ranks, self.node_ranks = rank, num_ranks, node_ranks
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Slot]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        ahead = _LookAhead(self)
         for step in self.steps[first::stride]:
-            for sample_id in self.order.batch(step, rank=self.rank, num_ranks=self.num_ranks).tolist():
-                sample = self.reader.read(sample_id)
-                yield {
-                    "__key__": sample.key,
-                    "sample_id": sample_id,
-                    "epoch": step // self.order.steps_per_epoch,
-                    "members": sample.members,
-                }
+            ahead.moved_to(step)
+            epoch = step // self.order.steps_per_epoch
+            for place in self.order.places(step, rank=self.rank, num_ranks=self.num_ranks):
+                yield Slot(epoch, place)
+
+
+@dataclass
+class _LookAhead:
+    """Tells the files which shards come next, as many as they can hold."""
+
+    stream: SlotStream
+    _until: int = -1
+    _last_need: dict[int, int] = field(default_factory=dict)  # shard → step, in the order of first need
+
+    def moved_to(self, step: int) -> None:
+        stream, files = self.stream, self.stream.reader.files
+        room = files.room
+        self._until = max(self._until, step)
+        end = min(step + LOOK_AHEAD_STEPS, stream.steps.stop)
+        while self._until < end and len(self._last_need) < room:
+            for shard in self._shards_of(self._until):
+                self._last_need[shard] = self._until
+            self._until += 1
+        self._last_need = {shard: last for shard, last in self._last_need.items() if last >= step}
+        files.fetch_ahead(list(self._last_need))
+
+    def _shards_of(self, step: int) -> list[int]:
+        """What this node needs: its processes share the files, so each looks ahead for all of them."""
+        order, stream = self.stream.order, self.stream
+        epoch, inside = divmod(step, order.steps_per_epoch)
+        steps = range(inside, inside + 1)
+        return order.shards_between(epoch, steps, ranks=stream.node_ranks, num_ranks=stream.num_ranks).tolist()

@@ -11,10 +11,12 @@ from train.data.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     AugmentParams,
+    _augmented,
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
     adjust_saturation,
+    augment_on_host,
     augment_views,
     draw_params,
     gaussian_blur,
@@ -50,6 +52,8 @@ def test_blur_equals_torchvisions(kernel_size: int) -> None:
         [v2.functional.gaussian_blur(image, kernel_size, s.item()) for image, s in zip(IMAGES, sigmas, strict=True)]
     )
     torch.testing.assert_close(gaussian_blur(IMAGES, sigmas, kernel_size), expected, atol=1e-5, rtol=1e-5)
+    one_by_one = [gaussian_blur(IMAGES[i : i + 1], sigmas[i : i + 1], kernel_size) for i in range(12)]
+    torch.testing.assert_close(torch.cat(one_by_one), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_kernel_wider_than_the_view_is_refused() -> None:
@@ -127,3 +131,42 @@ def test_normalize_equals_torchvisions() -> None:
     pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=GENERATOR)
     expected = v2.functional.normalize(pixels.float() / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))
     torch.testing.assert_close(normalize(pixels), expected)
+
+
+def drawn_for(count: int) -> AugmentParams:
+    rng = np.random.default_rng(7)
+    params = [draw_params(rng, AugmentSettings()) for _ in range(count // 2)]
+    return AugmentParams(*(np.concatenate(field) for field in zip(*params, strict=True)))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 28)])
+def test_the_host_s_pixels_are_the_device_s_rounded(size: tuple[int, int]) -> None:
+    pixels = torch.randint(0, 256, (24, 3, *size), dtype=torch.uint8, generator=GENERATOR)
+    params = drawn_for(24)
+    ours = augment_on_host(pixels, params, AugmentSettings())
+    exact = undone(augment_views(pixels, params, AugmentSettings()))
+    assert (ours.float() / 255 - exact).abs().max() <= 0.5 / 255 + 1e-5
+
+
+def test_neither_layout_nor_company_changes_a_view() -> None:
+    pixels = torch.randint(0, 256, (12, 3, 24, 24), dtype=torch.uint8, generator=GENERATOR)
+    params = drawn_for(12)
+    together = augment_views(pixels, params, AugmentSettings())
+    nhwc = pixels.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert torch.equal(together, augment_views(nhwc, params, AugmentSettings()))
+    for i in range(12):
+        one = AugmentParams(*(field[i : i + 1] for field in params))
+        assert torch.equal(together[i : i + 1], augment_views(pixels[i : i + 1], one, AugmentSettings()))
+
+
+def test_the_batched_path_of_a_gpu_equals_the_view_by_view_path_of_a_cpu() -> None:
+    pixels = torch.randint(0, 256, (12, 3, 24, 24), dtype=torch.uint8, generator=GENERATOR)
+    params = drawn_for(12)
+    batched = normalize(_augmented(pixels, params, AugmentSettings()))
+    torch.testing.assert_close(batched, augment_views(pixels, params, AugmentSettings()), atol=1e-5, rtol=1e-5)
+
+
+def test_bfloat16_is_the_float32_result_rounded() -> None:
+    pixels = torch.randint(0, 256, (12, 3, 24, 24), dtype=torch.uint8, generator=GENERATOR)
+    exact = augment_views(pixels, drawn_for(12), AugmentSettings())
+    assert torch.equal(augment_views(pixels, drawn_for(12), AugmentSettings(), dtype=torch.bfloat16), exact.bfloat16())

@@ -1,23 +1,27 @@
-"""Exact epochs: every sample once, the same batches whatever the number of ranks and workers."""
+"""The stream: the same batches whatever the ranks, workers and beginnings; and what it does about damage."""
 
 import pickle
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.artifacts.errors import InputError
-from pipeline.artifacts.manifest import Manifest
+from pipeline.artifacts.manifest import Manifest, ShardIndex
 from train.config import PretrainSettings
 from train.data.loader import HostBatch, host_batches
-from train.data.stream import SampleOrder, ShardReader, epoch_order
+from train.data.order import SampleOrder
+from train.data.source import check_shards, describe_reading, open_shards
+from train.data.stream import ShardReader
 
 SETTINGS = PretrainSettings.model_validate(
     {
         "epochs": 3,
         "global_batch_size": 16,
-        "data": {"image_size": 32, "view_size": 32, "num_workers": 0, "shuffle_lanes": 2},
+        "data": {"image_size": 32, "view_size": 32, "num_workers": 0, "shuffle_lanes": 4},
         "augment": {"blur_kernel_size": 3},
         "refine": {"clustering_group_size": 4},
         "curriculum": {"hold_epochs": 0},
@@ -25,58 +29,41 @@ SETTINGS = PretrainSettings.model_validate(
 )
 
 
-@pytest.mark.parametrize("sizes", [(16, 16, 16, 16, 6), (1,), (5,), (3, 0, 7, 2), (4,) * 40])
-@pytest.mark.parametrize("lanes", [1, 3, 100])
-def test_an_epoch_holds_every_sample_once_and_reads_each_shard_in_order(sizes: tuple[int, ...], lanes: int) -> None:
-    order = epoch_order(sizes, seed=1, epoch=2, lanes=lanes)
-    assert sorted(order.tolist()) == list(range(sum(sizes)))
-    place = np.argsort(order)
-    ends = np.cumsum(sizes)
-    for start, end in zip(ends - sizes, ends, strict=True):
-        assert (np.diff(place[start:end]) > 0).all()
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("R2O_CACHE", str(tmp_path / "marks"))
 
 
-def test_no_more_shards_than_lanes_are_open_at_a_time() -> None:
-    sizes = (20,) * 12
-    order = epoch_order(sizes, seed=0, epoch=0, lanes=3)
-    for window in order.reshape(4, 60):
-        assert len({int(i) // 20 for i in window}) == 3
+def with_data(**changes: object) -> PretrainSettings:
+    data = {**SETTINGS.data.model_dump(), **changes}
+    return PretrainSettings.model_validate({**SETTINGS.model_dump(), "data": data})
 
 
-def test_epochs_and_seeds_differ_and_repeat() -> None:
-    orders = {(s, e): tuple(epoch_order((9, 9, 9), seed=s, epoch=e, lanes=2)) for s in (0, 1) for e in (0, 1)}
-    assert len(set(orders.values())) == 4
-    assert orders[0, 1] == tuple(epoch_order((9, 9, 9), seed=0, epoch=1, lanes=2))
+def reader_of(shards: Path | str, settings: PretrainSettings = SETTINGS) -> ShardReader:
+    return open_shards(str(shards), Manifest.read(shards), settings.data)
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 8, 128])
-def test_the_global_batch_does_not_depend_on_the_number_of_ranks(num_ranks: int) -> None:
-    order = SampleOrder(shard_sizes=(700, 650, 800), seed=3, lanes=2, global_batch_size=512)
-    assert order.steps_per_epoch == 4
-    seen = []
-    for step in range(8):
-        parts = [order.batch(step, rank=r, num_ranks=num_ranks) for r in range(num_ranks)]
-        assert {len(p) for p in parts} == {512 // num_ranks}
-        assert np.array_equal(np.concatenate(parts), order.batch(step))
-        seen.append(np.concatenate(parts))
-    for epoch in (seen[:4], seen[4:]):
-        assert len(np.unique(np.concatenate(epoch))) == 4 * 512
-    left_out = [set(range(2150)) - set(np.concatenate(e).tolist()) for e in (seen[:4], seen[4:])]
-    assert all(len(rest) == 2150 - 2048 for rest in left_out)
-    assert left_out[0] != left_out[1]
+def batches(
+    shards: Path | str, steps: range, *, workers: int = 0, rank: int = 0, num_ranks: int = 1, **data: object
+) -> list[HostBatch]:
+    settings = with_data(num_workers=workers, **data)
+    return list(host_batches(reader_of(shards, settings), settings, steps, rank=rank, num_ranks=num_ranks))
+
+
+def assert_equal(a: HostBatch, b: HostBatch, rows: slice = slice(None)) -> None:
+    for name in ("sample_id", "images", "superpixels", "views", "crop_box", "boxes", "flipped"):
+        assert torch.equal(getattr(a, name)[rows], getattr(b, name)), name
+    for left, right in zip(a.augment, b.augment, strict=True):
+        assert np.array_equal(left[rows], right)
 
 
 def test_the_reader_gives_what_a_plain_reader_gives(shards: Path) -> None:
-    import tarfile
-
-    reader = ShardReader(shards, Manifest.read(shards))
-    reader.check_files()
+    reader = reader_of(shards)
     sample_id = 0
     for path in sorted(shards.glob("*.tar")):
         with tarfile.open(path) as tar:
             members = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
-        keys = sorted({name.split(".", 1)[0] for name in members})
-        for key in keys:
+        for key in sorted({name.split(".", 1)[0] for name in members}):
             raw = reader.read(sample_id)
             assert raw.key == key
             assert {f"{key}.{name}": data for name, data in raw.members.items()} == {
@@ -87,22 +74,9 @@ def test_the_reader_gives_what_a_plain_reader_gives(shards: Path) -> None:
 
 
 def test_a_reader_travels_to_a_worker(shards: Path) -> None:
-    reader = ShardReader(shards, Manifest.read(shards))
+    reader = reader_of(shards)
     reader.read(0)
     assert pickle.loads(pickle.dumps(reader)).read(3) == reader.read(3)
-
-
-def batches(shards: Path, steps: range, *, workers: int = 0, rank: int = 0, num_ranks: int = 1) -> list[HostBatch]:
-    settings = SETTINGS.model_copy(update={"data": SETTINGS.data.model_copy(update={"num_workers": workers})})
-    reader = ShardReader(shards, Manifest.read(shards))
-    return list(host_batches(reader, settings, steps, rank=rank, num_ranks=num_ranks))
-
-
-def assert_equal(a: HostBatch, b: HostBatch, rows: slice = slice(None)) -> None:
-    for name in ("sample_id", "images", "superpixels", "views", "crop_box", "flipped"):
-        assert np.array_equal(getattr(a, name).numpy()[rows], getattr(b, name).numpy()), name
-    for left, right in zip(a.augment, b.augment, strict=True):
-        assert np.array_equal(left[rows], right)
 
 
 def test_workers_ranks_and_resumption_change_nothing(shards: Path) -> None:
@@ -113,9 +87,45 @@ def test_workers_ranks_and_resumption_change_nothing(shards: Path) -> None:
     for theirs in zip(whole[5:], batches(shards, range(5, 8), workers=2), strict=True):
         assert_equal(*theirs)
     for rank in (0, 1):
-        part = batches(shards, range(8), rank=rank, num_ranks=2)
+        part = batches(shards, range(8), rank=rank, num_ranks=2, workers=1)
         for all_of_it, ours in zip(whole, part, strict=True):
             assert_equal(all_of_it, ours, slice(8 * rank, 8 * rank + 8))
+
+
+def test_resuming_reads_nothing_of_what_is_skipped(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    original = ShardReader.read
+    monkeypatch.setattr(ShardReader, "read", lambda self, i: read.append(i) or original(self, i))
+    last = batches(shards, range(11, 12))
+    assert sorted(read) == sorted(last[0].sample_id.tolist())
+
+
+def test_views_belong_to_seed_epoch_and_sample(shards: Path) -> None:
+    first, second = (
+        {
+            int(i): box
+            for b in batches(shards, range(4 * e, 4 * e + 4))
+            for i, box in zip(b.sample_id, b.crop_box, strict=True)
+        }
+        for e in (0, 1)
+    )
+    other_lanes = {
+        int(i): box
+        for b in batches(shards, range(4), shuffle_lanes=1)
+        for i, box in zip(b.sample_id, b.crop_box, strict=True)
+    }
+    both = first.keys() & other_lanes.keys()
+    assert len(both) > 50
+    assert all(torch.equal(first[i], other_lanes[i]) for i in both)
+    assert not any(torch.equal(first[i], second[i]) for i in first.keys() & second.keys())
+
+
+def test_jointly_cropped_superpixels_come_on_request(shards: Path) -> None:
+    (batch,) = batches(shards, range(1), view_superpixels=True)
+    assert batch.view_superpixels.shape == (16, 2, 32, 32)
+    for whole, views in zip(batch.superpixels, batch.view_superpixels, strict=True):
+        assert set(views.unique().tolist()) <= set(whole.unique().tolist())
+    assert batches(shards, range(1))[0].view_superpixels is None
 
 
 @pytest.fixture
@@ -123,26 +133,88 @@ def damaged(shards: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(shards, tmp_path / "shards"))
 
 
-def test_missing_and_cut_shards_are_named(damaged: Path) -> None:
-    first, second = sorted(damaged.glob("*.tar"))[:2]
-    first.write_bytes(first.read_bytes()[:-512])
-    with pytest.raises(InputError, match=rf"{first.name} has \d+ bytes, not \d+; run `make shards`"):
-        batches(damaged, range(8))
-    first.unlink()
-    with pytest.raises(InputError, match=f"{first.name} is missing"):
-        ShardReader(damaged, Manifest.read(damaged)).check_files()
-    index = second.with_suffix(".index")
-    index.write_bytes(index.read_bytes().replace(b'"key":"0000000', b'"key":"0000001'))
-    with pytest.raises(InputError, match=f"{index.name} is not the index"):
-        ShardReader(damaged, Manifest.read(damaged)).read(20)
+def break_sample(shards: Path, shard: int, row: int, member: str = "jpg") -> str:
+    """Overwrite a member's first bytes; gives the key."""
+    path = sorted(shards.glob("*.tar"))[shard]
+    entry = ShardIndex.read(shards, path.with_suffix(".index").name).entries[row]
+    data = bytearray(path.read_bytes())
+    offset, _ = entry.members[member]
+    data[offset : offset + 20] = bytes(20)
+    path.write_bytes(data)
+    return entry.key
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_sample_is_one_line_also_from_a_worker(damaged: Path, workers: int) -> None:
-    path = sorted(damaged.glob("*.tar"))[0]
-    data = bytearray(path.read_bytes())
-    data[512 : 512 + 200] = bytes(200)  # the first sample's JPEG header
-    path.write_bytes(data)
-    with pytest.raises(InputError, match=r"^sample \d{9} is damaged") as error:
-        batches(damaged, range(4), workers=workers)
+@pytest.mark.parametrize("verify", [False, True])
+def test_damage_is_one_line_that_names_it_also_from_a_worker(damaged: Path, workers: int, verify: bool) -> None:
+    key = break_sample(damaged, 0, 3)
+    expected = (
+        r"^\S*r2o-000000.tar is not what the manifest names" if verify else rf"^r2o-000000.tar: sample {key} is damaged"
+    )
+    with pytest.raises(InputError, match=expected) as error:
+        batches(damaged, range(5), workers=workers, verify=verify)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("member", ["jpg", "superpixels.png", "json"])
+def test_a_skipped_sample_is_named_and_the_next_intact_one_stands_in_for_it(damaged: Path, member: str) -> None:
+    undamaged = batches(damaged, range(4))
+    keys = {break_sample(damaged, 0, row, member) for row in (2, 3)} | {break_sample(damaged, 4, 1, member)}
+    order = SampleOrder.of(SETTINGS, (16, 16, 16, 16, 6))
+    bad = {2, 3, 65}
+    options = {"verify": False, "on_damage": "skip"}
+    whole = batches(damaged, range(4), **options)
+    skipped = [one for batch in whole for one in batch.skipped]
+    used = set(order.sample_ids(0, np.arange(64)).tolist())
+    assert {one.sample_id for one in skipped} == bad & used
+    assert {one.key for one in skipped} <= keys
+    assert all("damaged" in one.reason for one in skipped)
+    epoch = order.sample_ids(0, np.arange(64)).tolist()
+    for batch, (step, before) in zip(whole, enumerate(undamaged), strict=True):
+        for slot, (now, then) in enumerate(zip(batch.sample_id.tolist(), before.sample_id.tolist(), strict=True)):
+            place = 16 * step + slot
+            expected = next(i for i in epoch[place:] + epoch[:place] if i not in bad)
+            assert now == (expected if then in bad else then)
+    for rank in (0, 1):  # and so on every number of ranks and workers
+        part = batches(damaged, range(4), rank=rank, num_ranks=2, workers=2, **options)
+        for all_of_it, ours in zip(whole, part, strict=True):
+            assert_equal(all_of_it, ours, slice(8 * rank, 8 * rank + 8))
+
+
+def test_missing_and_cut_shards_are_found_before_the_run_and_accepted_up_to_a_limit(damaged: Path) -> None:
+    first, second = sorted(damaged.glob("*.tar"))[:2]
+    first.write_bytes(first.read_bytes()[:-512])
+    with pytest.raises(InputError, match=rf"{first.name} has \d+ bytes, not \d+; run `make shards`"):
+        check_shards(reader_of(damaged), SETTINGS)
+    second.unlink()
+    accepting = with_data(on_damage="skip", max_skipped_fraction=0.5)
+    assert len(check_shards(reader_of(damaged), accepting)) == 2
+    with pytest.raises(InputError, match=r"32 of 70 samples were skipped, more than .*max_skipped_fraction 0.4"):
+        check_shards(reader_of(damaged), with_data(on_damage="skip", max_skipped_fraction=0.4))
+    found = batches(damaged, range(4), on_damage="skip", max_skipped_fraction=0.5)
+    shards_of_it = {one.shard for batch in found for one in batch.skipped}
+    assert shards_of_it == {first.name, second.name}
+    assert all((batch.sample_id >= 32).all() for batch in found)
+
+
+def test_what_a_node_reads_is_stated(shards: Path, tmp_path: Path) -> None:
+    total = sum(shard.bytes for shard in Manifest.read(shards).shards)
+    text = describe_reading(reader_of(shards), SETTINGS, node_ranks=range(1), num_ranks=1)
+    assert (
+        f"70 samples in 5 shards, {total / 1e9:.4g} GB; a node reads 5 of them, {total / 1e9:.4g} GB, an epoch" in text
+    )
+    staged = with_data(cache=str(tmp_path / "disk"), cache_gb=1)
+    text = describe_reading(reader_of(shards, staged), staged, node_ranks=range(1), num_ranks=1)
+    assert text.endswith("(up to 1 GB)")
+    tight = with_data(cache=str(tmp_path / "disk"), cache_gb=1e-6)
+    with pytest.raises(InputError, match=r"cache_gb 1e-06 is less than what a node reads side by side"):
+        describe_reading(reader_of(shards, tight), tight, node_ranks=range(1), num_ranks=1)
+
+
+def test_a_killed_worker_is_one_line(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+    import signal
+
+    monkeypatch.setattr(ShardReader, "read", lambda self, i: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(InputError, match="a decoding process was killed, as a rule for want of memory"):
+        batches(shards, range(4), workers=1)

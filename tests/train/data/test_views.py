@@ -12,7 +12,16 @@ from torchvision.transforms import v2
 from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.sample import SampleMeta, encode_label_map
 from train.config import AugmentSettings, DataSettings
-from train.data.views import PixelBox, crop_label_map, decode_members, make_sample, random_crop_box
+from train.data.views import (
+    PixelBox,
+    Sample,
+    crop_label_map,
+    decode_labels,
+    decode_pixels,
+    make_sample,
+    random_crop_box,
+)
+from train.r2o.masks import align_masks
 
 PALETTE = np.random.default_rng(0).integers(30, 226, (16, 3)).astype(np.uint8)
 
@@ -34,8 +43,17 @@ def members(label_map: np.ndarray, pixels: np.ndarray) -> dict[str, bytes]:
     return {"jpg": jpeg_of(pixels), "superpixels.png": encode_label_map(label_map), "json": meta.encode()}
 
 
-def raw_sample(label_map: np.ndarray, pixels: np.ndarray, sample_id: int = 0, epoch: int = 0) -> dict[str, object]:
-    return {"__key__": "k", "sample_id": sample_id, "epoch": epoch, "members": members(label_map, pixels)}
+def sample_of(label_map: np.ndarray, pixels: np.ndarray, sample_id: int = 0, epoch: int = 0, **data: object) -> Sample:
+    return make_sample(
+        members(label_map, pixels),
+        key="k",
+        sample_id=sample_id,
+        epoch=epoch,
+        seed=5,
+        data=DataSettings(**data),
+        augment=AugmentSettings(),
+        max_superpixels=16,
+    )
 
 
 def interior(label_map: np.ndarray, margin: int) -> np.ndarray:
@@ -55,18 +73,13 @@ def test_an_image_painted_from_its_label_map_stays_equal_to_it_through_the_joint
     pixels = np.asarray(Image.fromarray(painted).resize(shape[::-1], Image.Resampling.NEAREST))
     flips = set()
     for sample_id in range(30):
-        sample = make_sample(
-            raw_sample(label_map, pixels, sample_id),
-            seed=0,
-            data=DataSettings(view_size=64, image_size=64),
-            augment=AugmentSettings(),
-            max_superpixels=16,
-        )
+        sample = sample_of(label_map, pixels, sample_id, view_size=64, image_size=64, view_superpixels=True)
         for v in (0, 1):
-            box, flip = tuple(sample.crop_box[v].tolist()), bool(sample.flipped[v])
+            box, flip = tuple(sample.geometry.crop_box[v].tolist()), bool(sample.geometry.flipped[v])
             flips.add(flip)
             cropped = crop_label_map(label_map, box, flipped=flip, size=(64, 64))
-            view = sample.views[v].transpose(1, 2, 0).astype(int)
+            assert np.array_equal(sample.view_superpixels[v], cropped)
+            view = sample.views[v].numpy().astype(int)
             # bicubic ringing and JPEG reach a few source pixels over a border, so compare inside regions
             margin = int(np.ceil(5 * 64 / (min(shape) * (box[2] - box[0]))) + 2)
             inside = interior(cropped, min(margin, 14))
@@ -135,31 +148,65 @@ def test_views_are_torchvisions_crop_and_bicubic_resize() -> None:
     rng = np.random.default_rng(3)
     noise = rng.integers(0, 256, (16, 20, 3), dtype=np.uint8)
     pixels = np.asarray(Image.fromarray(noise).resize((200, 160), Image.Resampling.BICUBIC))
-    raw = raw_sample(rectangles(), pixels)
-    sample = make_sample(
-        raw, seed=1, data=DataSettings(view_size=96, image_size=80), augment=AugmentSettings(), max_superpixels=16
-    )
-    decoded, _ = decode_members(raw["members"], key="k", max_superpixels=16)
-    tensor = torch.from_numpy(decoded.copy()).permute(2, 0, 1)
+    sample = sample_of(rectangles(), pixels, view_size=96, image_size=80)
+    decoded = Image.open(io.BytesIO(jpeg_of(pixels)))
+    tensor = torch.from_numpy(decode_pixels(jpeg_of(pixels), key="k")).permute(2, 0, 1)
     for v in (0, 1):
-        left, top, right, bottom = (sample.crop_box[v] * np.array([200, 160, 200, 160])).round().astype(int)
+        left, top, right, bottom = (sample.geometry.crop_box[v] * np.array([200, 160, 200, 160])).round().astype(int)
         expected = v2.functional.resized_crop(
             tensor, top, left, bottom - top, right - left, [96, 96], v2.InterpolationMode.BICUBIC, antialias=True
         )
-        expected = expected.flip(2) if sample.flipped[v] else expected
-        difference = np.abs(expected.numpy().astype(int) - sample.views[v])
+        expected = expected.flip(2) if sample.geometry.flipped[v] else expected
+        assert torch.equal(expected.permute(1, 2, 0), sample.views[v])
+        pillows = decoded.crop((left, top, right, bottom)).resize((96, 96), Image.Resampling.BICUBIC)
+        pillows = np.asarray(pillows)[:, :: -1 if sample.geometry.flipped[v] else 1].astype(int)
+        difference = np.abs(pillows - sample.views[v].numpy())
         assert difference.max() <= 2  # Pillow and torch round their fixed-point weights differently
         assert difference.mean() < 0.2
     whole = v2.functional.resize(tensor, [80, 80], v2.InterpolationMode.BICUBIC, antialias=True)
-    assert np.abs(whole.numpy().astype(int) - sample.image).max() <= 1
+    assert torch.equal(whole.permute(1, 2, 0), sample.image)
 
 
 def test_the_same_seed_epoch_and_sample_give_the_same_views_and_another_epoch_others() -> None:
     pixels = PALETTE[rectangles()]
-    settings = {"seed": 5, "data": DataSettings(view_size=32), "augment": AugmentSettings(), "max_superpixels": 16}
-    first, again, later = (make_sample(raw_sample(rectangles(), pixels, 9, e), **settings) for e in (2, 2, 3))
-    assert np.array_equal(first.views, again.views)
-    assert not np.array_equal(first.crop_box, later.crop_box)
+    first, again, later = (sample_of(rectangles(), pixels, 9, e, view_size=32) for e in (2, 2, 3))
+    assert all(torch.equal(a, b) for a, b in zip(first.views, again.views, strict=True))
+    assert not np.array_equal(first.geometry.crop_box, later.geometry.crop_box)
+
+
+def pooled_masks(label_map: np.ndarray, box: tuple[float, ...], flipped: bool, cells: int) -> torch.Tensor:
+    """The share of each cell of a view that each id has, by cropping the label map finely and averaging."""
+    fine = crop_label_map(label_map, box, flipped=flipped, size=(cells * 32, cells * 32))
+    one_hot = torch.nn.functional.one_hot(torch.from_numpy(fine.astype(np.int64)), 16).permute(2, 0, 1).float()
+    return torch.nn.functional.avg_pool2d(one_hot[None], 32)[0]
+
+
+def aligned(label_map: np.ndarray, box: tuple[float, ...], flipped: bool, cells: int) -> torch.Tensor:
+    masks = torch.nn.functional.one_hot(torch.from_numpy(label_map.astype(np.int64)), 16).permute(2, 0, 1).float()
+    return align_masks(
+        masks[None],
+        crop_box=torch.tensor([box], dtype=torch.float32),
+        flipped=torch.tensor([flipped]),
+        size=(cells, cells),
+    )[0]
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_roi_align_of_the_whole_map_s_masks_agrees_with_the_jointly_cropped_map(flipped: bool) -> None:
+    label_map = np.kron(np.arange(16).reshape(4, 4), np.ones((4, 4), int)).astype(np.uint8)  # a 16 × 16 grid of cells
+    for box in ((0, 0, 1, 1), (0.25, 0.5, 0.75, 1.0), (0.0, 0.25, 0.5, 0.75)):  # borders of cells on borders of cells
+        exact = pooled_masks(label_map, box, flipped, 4)
+        interior = aligned(label_map, box, flipped, 4)
+        torch.testing.assert_close(interior, exact, atol=1e-5, rtol=0)  # its samples lie on the map's pixel centres
+    rng = np.random.default_rng(0)
+    differences = []
+    for _ in range(50):
+        low = rng.uniform(0, 0.5, 2)
+        box = (*low, *(low + rng.uniform(0.3, 0.5, 2)))
+        differences.append(
+            (pooled_masks(label_map, box, flipped, 7) - aligned(label_map, box, flipped, 7)).abs().mean()
+        )
+    assert np.mean(differences) < 0.02
 
 
 def broken(member: str, data: bytes | None) -> dict[str, bytes]:
@@ -186,10 +233,14 @@ GOOD = members(rectangles(), PALETTE[rectangles()])
     ],
 )
 def test_a_damaged_sample_is_named(found: dict[str, bytes], message: str) -> None:
+    def decode() -> None:
+        decode_labels(found, key="000000042", max_superpixels=16)
+        decode_pixels(found["jpg"], key="000000042")
+
     with pytest.raises(InputError, match=f"sample 000000042.*{message}"):
-        decode_members(found, key="000000042", max_superpixels=16)
+        decode()
 
 
 def test_an_id_above_the_manifests_bound_is_found() -> None:
     with pytest.raises(InputError, match="not what its json says"):
-        decode_members(GOOD, key="k", max_superpixels=15)
+        decode_labels(GOOD, key="k", max_superpixels=15)

@@ -1,0 +1,82 @@
+"""Batches on the device: every way of decoding and augmenting gives the same pixels within what is stated."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.artifacts.errors import InputError
+from pipeline.artifacts.manifest import Manifest
+from train.config import PretrainSettings
+from train.data.device import Arrived, device_batches, to_device
+from train.data.loader import host_batches
+from train.data.source import open_shards
+
+CPU = torch.device("cpu")
+
+
+def settings_of(**data: object) -> PretrainSettings:
+    fixed = {"image_size": 32, "view_size": 32, "num_workers": 0, "verify": False}
+    return PretrainSettings.model_validate(
+        {
+            "epochs": 2,
+            "global_batch_size": 16,
+            "data": {**fixed, **data},
+            "augment": {"blur_kernel_size": 3},
+            "refine": {"clustering_group_size": 4},
+            "curriculum": {"hold_epochs": 0},
+        }
+    )
+
+
+def arrived(shards: Path, *, ahead: int = 0, steps: range = range(3), **data: object) -> list[Arrived]:
+    settings = settings_of(**data)
+    reader = open_shards(str(shards), Manifest.read(shards), settings.data)
+    return list(device_batches(host_batches(reader, settings, steps, rank=0, num_ranks=1), settings, CPU, ahead=ahead))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_decoding_on_the_device_gives_the_host_s_pixels(shards: Path, workers: int) -> None:
+    for on_host, on_device in zip(
+        arrived(shards, num_workers=workers), arrived(shards, num_workers=workers, decode="device"), strict=True
+    ):
+        assert on_device.host.images is None
+        assert on_device.host.sample_id.tolist() == on_host.host.sample_id.tolist()
+        torch.testing.assert_close(on_device.batch.images, on_host.batch.images, atol=0.02, rtol=0)  # one level of 255
+        torch.testing.assert_close(on_device.batch.views, on_host.batch.views, atol=0.15, rtol=0)
+        for name in ("superpixels", "crop_box", "flipped"):
+            assert torch.equal(getattr(on_device.batch, name), getattr(on_host.batch, name))
+
+
+def test_augmenting_on_the_host_gives_the_device_s_pixels_rounded(shards: Path) -> None:
+    for device, host in zip(arrived(shards), arrived(shards, augment="host"), strict=True):
+        assert host.host.views.dtype == torch.uint8
+        assert (device.batch.views - host.batch.views).abs().max() <= 0.5 / 255 / 0.224 + 1e-4
+
+
+def test_a_thread_ahead_changes_nothing_and_ends(shards: Path) -> None:
+    for one, other in zip(arrived(shards), arrived(shards, ahead=2), strict=True):
+        for left, right in zip(one.batch, other.batch, strict=True):
+            assert torch.equal(left, right)
+    settings = settings_of()
+    reader = open_shards(str(shards), Manifest.read(shards), settings.data)
+    batches = device_batches(host_batches(reader, settings, range(8), rank=0, num_ranks=1), settings, CPU, ahead=1)
+    next(batches)
+    batches.close()
+
+
+def test_an_error_in_the_thread_is_the_trainer_s(shards: Path) -> None:
+    def broken() -> object:
+        yield from ()
+        raise InputError("shard 7 is damaged")
+
+    with pytest.raises(InputError, match="shard 7 is damaged"):
+        list(device_batches(broken(), settings_of(), CPU, ahead=1))
+
+
+def test_what_is_normalised_is_the_host_s_image(shards: Path) -> None:
+    (one,) = arrived(shards, steps=range(1))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = (one.host.images.float() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    torch.testing.assert_close(one.batch.images, expected, atol=1e-5, rtol=1e-5)
+    assert to_device(one.host, settings_of(), CPU).superpixels.dtype == torch.int32
