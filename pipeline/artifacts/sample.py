@@ -22,6 +22,8 @@ SUPERPIXELS_MEMBER = "superpixels.png"
 META_MEMBER = "json"
 MAX_8BIT_LABELS = 256
 PNG_SIGNATURE, PNG_GREY, PNG_UP = b"\x89PNG\r\n\x1a\n", 0, 2
+PNG_START = PNG_SIGNATURE + b"\0\0\0\x0dIHDR"
+IDAT_AT = 33  # after signature and header
 
 
 def map_member(name: str) -> str:
@@ -102,6 +104,9 @@ def _png_chunk(kind: bytes, data: bytes) -> bytes:
 
 def decode_label_map(data: bytes) -> np.ndarray:
     """A label map as uint8 or uint16 (H, W). Raises ValueError for anything but a whole grey PNG."""
+    own = _decode_own(data)
+    if own is not None:
+        return own
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.mode not in ("L", "I;16"):
@@ -109,6 +114,25 @@ def decode_label_map(data: bytes) -> np.ndarray:
             return np.asarray(image)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"label map is not a whole PNG: {error}") from None
+
+
+def _decode_own(data: bytes) -> np.ndarray | None:
+    """What `encode_label_map` wrote, in half of Pillow's time; None for any other PNG, and for a damaged one."""
+    if len(data) < IDAT_AT + 12 or data[:16] != PNG_START or data[IDAT_AT + 4 : IDAT_AT + 8] != b"IDAT":
+        return None
+    width, height, depth, *kind = struct.unpack(">IIBBBBB", data[16:29])
+    (size,) = struct.unpack(">I", data[IDAT_AT : IDAT_AT + 4])
+    packed = data[IDAT_AT + 8 : IDAT_AT + 8 + size]
+    chunks = _png_chunk(b"IHDR", data[16:29]) + _png_chunk(b"IDAT", packed) + _png_chunk(b"IEND", b"")
+    if depth not in (8, 16) or kind != [PNG_GREY, 0, 0, 0] or data != PNG_SIGNATURE + chunks:
+        return None
+    stride = 1 + width * depth // 8
+    unpacked = zlib.decompressobj()
+    rows = np.frombuffer(unpacked.decompress(packed, height * stride + 1), np.uint8)
+    if rows.size != height * stride or not unpacked.eof or (rows[::stride] != PNG_UP).any():
+        return None
+    values = np.add.accumulate(rows.reshape(height, stride)[:, 1:], axis=0, dtype=np.uint8)
+    return values if depth == 8 else values.view(">u2").astype(np.uint16)
 
 
 def source_name(relative_path: bytes) -> str:

@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,8 @@ from tests.benchmarks.stream_reference import VIEWS, reference_batch
 from tests.train.conftest import ShardSettings, write_shards
 from train.config import PretrainSettings
 from train.data.augment import AugmentParams, augment_views, normalize
-from train.data.loader import HostBatch, host_batches
+from train.data.device import ahead
+from train.data.loader import HostBatch, host_batches, keep_memory
 from train.data.order import SampleOrder
 from train.data.source import open_shards
 from train.data.stream import ShardReader
@@ -97,6 +98,7 @@ def normalized(batch: HostBatch) -> None:
 def one_core(paths: Sequence[Path], shards: Path, rounds: int) -> None:
     """The stream, the usual pipeline with and without SLIC, and the bare calls, in turns on one thread."""
     torch.set_num_threads(1)
+    keep_memory()  # as a worker's process does, for all that is compared
     affinity = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(affinity)})
     data = [path.read_bytes() for path in paths]
@@ -144,9 +146,10 @@ def drawn_boxes(data: Sequence[bytes]) -> list[list[tuple[int, int, int, int]]]:
 def floor(data: Sequence[bytes], boxes: Sequence[Sequence[tuple[int, int, int, int]]]) -> None:
     """What no stream of whole images and two views can be without, by the fastest parts found."""
     for jpeg, three in zip(data, boxes, strict=True):
-        pixels = torch.from_numpy(simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)).permute(2, 0, 1)[None]
+        pixels = torch.from_numpy(simplejpeg.decode_jpeg(jpeg, "RGB", strict=True))
         for left, top, right, bottom in three:
-            F.interpolate(pixels[:, :, top:bottom, left:right], (SIZE, SIZE), mode="bicubic", antialias=True)
+            crop = pixels[top:bottom, left:right].contiguous().unsqueeze(0).permute(0, 3, 1, 2)
+            F.interpolate(crop, (SIZE, SIZE), mode="bicubic", antialias=True)
 
 
 def waiting(shards: Path) -> None:
@@ -154,22 +157,21 @@ def waiting(shards: Path) -> None:
     workers = len(os.sched_getaffinity(0))
     settings = settings_of(num_workers=workers)
 
-    def loader(steps: int) -> object:
-        return host_batches(reader_of(shards, settings), settings, range(steps), rank=0, num_ranks=1)
+    def loader(steps: int) -> Iterator[HostBatch]:
+        return ahead(host_batches(reader_of(shards, settings), settings, range(steps), rank=0, num_ranks=1))
 
-    rate, share = 0.0, 1.0
     batches = loader(160)
     for _ in range(40):
         next(batches)
     began = time.perf_counter()
     taken = sum(1 for _ in batches)
     rate = taken / (time.perf_counter() - began)
-    batches, waited, began = loader(200), 0.0, 0.0
-    for step in range(200):
+    batches, waited, began = loader(340), 0.0, 0.0
+    for step in range(340):
         asked = time.perf_counter()
         next(batches)
-        if step == 0:
-            began = time.perf_counter()
+        if step == 40:  # the workers have begun
+            began, waited = time.perf_counter(), 0.0
         else:
             waited += time.perf_counter() - asked
         time.sleep(1 / (0.8 * rate))

@@ -21,6 +21,7 @@ from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # as torchvision
 NO_WEIGHT = 1e-8  # of the centre's: below what float32 shows
 Operator = Callable[[Tensor, Tensor], Tensor]  # (pixels, parameter per image) → pixels
+IN_ORDER = np.tile(np.arange(4), (2, 1))
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
@@ -47,7 +48,7 @@ def draw_params(rng: np.random.Generator, settings: AugmentSettings) -> AugmentP
     sigma = rng.uniform(*settings.blur_sigma, 2)
     return AugmentParams(
         factors=rng.uniform(low, centre + strength, (2, 4)).astype(np.float32),
-        order=rng.permuted(np.tile(np.arange(4), (2, 1)), axis=1),
+        order=rng.permuted(IN_ORDER, axis=1),
         jitter=rng.random(2) < settings.jitter_probability,
         grayscale=rng.random(2) < settings.grayscale_probability,
         blur_sigma=np.where(rng.random(2) < settings.blur_probability, sigma, 0).astype(np.float32),

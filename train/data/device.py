@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import suppress
 from queue import Full, Queue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from train.data.views import Geometry, PixelBox, resize_and_crop
 from train.r2o.model import Batch
 
 POLL = 0.2  # seconds
+T = TypeVar("T")
 
 
 class Arrived(NamedTuple):
@@ -84,75 +85,33 @@ def decode_on_device(host: HostBatch, settings: PretrainSettings, device: torch.
             decoded, host.boxes.tolist(), host.crop_box.numpy(), host.flipped.numpy(), strict=True
         )
     ]
-    return torch.stack([image for image, _ in made]), torch.stack([views for _, views in made])
+    return torch.stack([image for image, _ in made]), torch.stack([torch.stack(views) for _, views in made])
 
 
-def device_batches(
-    batches: Iterator[HostBatch], settings: PretrainSettings, device: torch.device, *, ahead: int | None = None
-) -> Iterator[Arrived]:
-    """Batches on the device, `ahead` of them made by a thread on a stream of its own while the device computes.
+def device_batches(batches: Iterator[HostBatch], settings: PretrainSettings, device: torch.device) -> Iterator[Arrived]:
+    """Batches on the device, each made while the one before is computed with.
 
-    Args:
-        ahead: 1 on CUDA where not given, else 0: without a thread, when they are asked for.
+    A thread takes host batches from the workers. With CUDA it moves, decodes and augments them too, on a stream of its
+    own; a CPU has no second place to compute in, and does that when a batch is asked for.
     """
-    ahead = (1 if device.type == "cuda" else 0) if ahead is None else ahead
-    if ahead == 0:
-        for host in batches:
+    if device.type != "cuda":
+        for host in ahead(batches):
             yield Arrived(host, to_device(host, settings, device))
         return
-    yield from _Ahead(batches, settings, device, ahead)
+    stream = torch.cuda.Stream(device)
+    for arrived, done in ahead(_on_stream(batches, settings, device, stream)):
+        _hand_over(arrived.batch, done)
+        yield arrived
 
 
-class _Ahead:
-    """A thread that makes batches, and an iterator over what it has made; leaving the loop ends the thread."""
-
-    def __init__(
-        self, batches: Iterator[HostBatch], settings: PretrainSettings, device: torch.device, size: int
-    ) -> None:
-        self._batches, self._settings, self._device = batches, settings, device
-        self._made: Queue[Any] = Queue(size)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="device batches", daemon=True)
-
-    def __iter__(self) -> Iterator[Arrived]:
-        self._thread.start()
-        try:
-            while True:
-                made, done = self._made.get()
-                if made is None:
-                    return
-                if isinstance(made, BaseException):
-                    raise made
-                if done is not None:
-                    _hand_over(made.batch, done)
-                yield made
-        finally:
-            self._stop.set()
-            self._thread.join()
-
-    def _work(self) -> None:
-        try:
-            cuda = self._device.type == "cuda"
-            stream = torch.cuda.Stream(self._device) if cuda else None
-            on_stream: AbstractContextManager[Any] = torch.cuda.stream(stream) if stream else nullcontext()
-            with on_stream:
-                for host in self._batches:
-                    batch = to_device(host, self._settings, self._device)
-                    done = stream.record_event() if stream else None
-                    if not self._put((Arrived(host, batch), done)):
-                        return
-            self._put((None, None))
-        except BaseException as error:  # it is the trainer's to raise
-            self._put((error, None))
-
-    def _put(self, item: Any) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._made.put(item, timeout=POLL)
-                return True
-            except Full:
-                continue
-        return False
+def _on_stream(
+    batches: Iterator[HostBatch], settings: PretrainSettings, device: torch.device, stream: torch.cuda.Stream
+) -> Iterator[tuple[Arrived, torch.cuda.Event]]:
+    for host in batches:
+        with torch.cuda.stream(stream):
+            arrived = Arrived(host, to_device(host, settings, device))
+            done = stream.record_event()
+        yield arrived, done
 
 
 def _hand_over(batch: Batch, done: torch.cuda.Event) -> None:
@@ -161,3 +120,37 @@ def _hand_over(batch: Batch, done: torch.cuda.Event) -> None:
     current.wait_event(done)
     for tensor in batch:
         tensor.record_stream(current)
+
+
+def ahead(items: Iterator[T], size: int = 1) -> Iterator[T]:
+    """The same items, `size` of them taken ahead by a thread, which ends with the loop over them; errors come through."""
+    taken: Queue[tuple[str, Any]] = Queue(size)
+    stop = threading.Event()
+
+    def put(kind: str, item: Any) -> bool:
+        while not stop.is_set():
+            with suppress(Full):
+                taken.put((kind, item), timeout=POLL)
+                return True
+        return False
+
+    def take() -> None:
+        try:
+            if all(put("item", item) for item in items):
+                put("end", None)
+        except BaseException as error:  # it is the consumer's to raise
+            put("error", error)
+
+    thread = threading.Thread(target=take, name="batches ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, item = taken.get()
+            if kind == "error":
+                raise item
+            if kind == "end":
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()

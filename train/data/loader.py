@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from train.data.order import SampleOrder
 from train.data.stream import SampleMaker, ShardReader, Skipped, SlotStream, Taken
 
 SHARED_MEMORY = Path("/dev/shm")
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
+KEPT_BYTES = 32 * 2**20  # the most that M_MMAP_THRESHOLD takes
 
 
 class HostBatch(NamedTuple):
@@ -81,6 +84,15 @@ def _label_maps(maps: Sequence[np.ndarray]) -> Tensor:
     return default_collate([torch.from_numpy(labels.astype(kind)) for labels in maps])
 
 
+def keep_memory(worker: int = 0) -> None:
+    """Let glibc keep what is freed for the next image, instead of giving its pages back and faulting them in again."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # macOS and musl have none
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(M_TOP_PAD, KEPT_BYTES)
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch
 
@@ -122,6 +134,7 @@ def host_batches(
         num_workers=workers,
         prefetch_factor=data.prefetch_batches if workers else None,
         pin_memory=pin_memory,
+        worker_init_fn=keep_memory,
         generator=torch.Generator(),  # whose numbers nobody uses; without it, it would draw from the trainer's
     )
     try:

@@ -45,10 +45,11 @@ class Skipped(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """A place of an epoch."""
+    """A place of an epoch, and the sample that belongs there."""
 
     epoch: int
     place: int
+    sample_id: int
 
 
 class Taken(NamedTuple):
@@ -120,8 +121,7 @@ class SampleMaker:
         Raises:
             InputError: the sample is damaged, and is not to be skipped.
         """
-        epoch, place = slot
-        own = int(self.order.sample_ids(epoch, np.array([place]))[0])
+        epoch, _, own = slot
         try:
             return Taken(self._make(own, epoch), None)
         except InputError as error:
@@ -178,8 +178,10 @@ class SlotStream(IterableDataset[Slot]):
         for step in self.steps[first::stride]:
             ahead.moved_to(step)
             epoch = step // self.order.steps_per_epoch
-            for place in self.order.places(step, rank=self.rank, num_ranks=self.num_ranks):
-                yield Slot(epoch, place)
+            places = self.order.places(step, rank=self.rank, num_ranks=self.num_ranks)
+            ids = self.order.sample_ids(epoch, np.arange(places.start, places.stop)).tolist()
+            for place, sample_id in zip(places, ids, strict=True):
+                yield Slot(epoch, place, sample_id)
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """Batches on the device: every way of decoding and augmenting gives the same pixels within what is stated."""
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.manifest import Manifest
 from train.config import PretrainSettings
-from train.data.device import Arrived, device_batches, to_device
+from train.data.device import Arrived, ahead, device_batches, to_device
 from train.data.loader import host_batches
 from train.data.source import open_shards
 
@@ -29,10 +31,10 @@ def settings_of(**data: object) -> PretrainSettings:
     )
 
 
-def arrived(shards: Path, *, ahead: int = 0, steps: range = range(3), **data: object) -> list[Arrived]:
+def arrived(shards: Path, *, steps: range = range(3), **data: object) -> list[Arrived]:
     settings = settings_of(**data)
     reader = open_shards(str(shards), Manifest.read(shards), settings.data)
-    return list(device_batches(host_batches(reader, settings, steps, rank=0, num_ranks=1), settings, CPU, ahead=ahead))
+    return list(device_batches(host_batches(reader, settings, steps, rank=0, num_ranks=1), settings, CPU))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -54,24 +56,33 @@ def test_augmenting_on_the_host_gives_the_device_s_pixels_rounded(shards: Path) 
         assert (device.batch.views - host.batch.views).abs().max() <= 0.5 / 255 / 0.224 + 1e-4
 
 
-def test_a_thread_ahead_changes_nothing_and_ends(shards: Path) -> None:
-    for one, other in zip(arrived(shards), arrived(shards, ahead=2), strict=True):
-        for left, right in zip(one.batch, other.batch, strict=True):
-            assert torch.equal(left, right)
-    settings = settings_of()
-    reader = open_shards(str(shards), Manifest.read(shards), settings.data)
-    batches = device_batches(host_batches(reader, settings, range(8), rank=0, num_ranks=1), settings, CPU, ahead=1)
-    next(batches)
-    batches.close()
+def test_a_thread_ahead_keeps_order_and_ends_with_its_loop() -> None:
+    made = []
+
+    def items() -> Iterator[int]:
+        for number in range(1000):
+            made.append(number)
+            yield number
+
+    assert list(ahead(items(), size=3)) == list(range(1000))
+    made.clear()
+    before = threading.active_count()
+    taken = ahead(items())
+    assert [next(taken), next(taken)] == [0, 1]
+    taken.close()
+    assert len(made) <= 5
+    assert threading.active_count() == before
 
 
-def test_an_error_in_the_thread_is_the_trainer_s(shards: Path) -> None:
-    def broken() -> object:
-        yield from ()
+def test_an_error_in_the_thread_is_the_consumer_s() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
         raise InputError("shard 7 is damaged")
 
+    items = ahead(broken())
+    assert next(items) == 1
     with pytest.raises(InputError, match="shard 7 is damaged"):
-        list(device_batches(broken(), settings_of(), CPU, ahead=1))
+        next(items)
 
 
 def test_what_is_normalised_is_the_host_s_image(shards: Path) -> None:
