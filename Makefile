@@ -37,7 +37,7 @@ help:
 	@echo '$(usage-pretrain)'
 	@echo '$(usage-eval-voc)'
 	@echo '                 each of these also takes CONFIG=<file of configs/> and SET="section.key=value …"'
-	@echo 'make test        the tests without the slow ones; make lint: format, lint and types; make bench, make bench-shards: speed'
+	@echo 'make test        the tests without the slow ones; make lint: format, lint and types; make bench, bench-shards, bench-stream: speed'
 	@echo 'make clean       remove .venv and caches; runs and shards stay'
 
 demo: $(STAMP)

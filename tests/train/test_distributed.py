@@ -1,5 +1,8 @@
 """Two gloo ranks are one big batch: batch norm with uneven rows, and a whole run."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +12,7 @@ import torch
 import yaml
 from torch import nn
 
+from pipeline.artifacts.manifest import ShardIndex
 from train.metrics import read_log
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
@@ -97,3 +101,36 @@ def test_a_run_on_two_ranks_equals_the_run_on_one(runs: dict[int, Path]) -> None
     for name, weight in models[0].items():
         if weight.ndim > 1:
             assert (models[1][name] - weight).norm() < 0.01 * weight.norm(), name
+
+
+def two_ranks(shards: Path, run: Path, config: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--", "train.pretrain"]
+    fixed = [f"--shards={shards}", f"--run={run}", f"--config={config}"]
+    environment = {**os.environ, "R2O_CACHE": str(run.parent / "marks"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, *fixed, *options]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def test_ranks_stay_in_step_when_one_of_them_skips_and_stop_together_at_the_limit(shards: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(shards, tmp_path / "shards"))
+    first = damaged / "r2o-000000.tar"
+    for row in (1, 2, 5):
+        offset, _ = ShardIndex.read(damaged, "r2o-000000.index").entries[row].members["jpg"]
+        with first.open("r+b") as file:
+            file.seek(offset)
+            file.write(bytes(30))
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(RUN))
+    options = ("--set=pretrain.data.on_damage=skip", "--set=pretrain.data.verify=false")
+    done = two_ranks(damaged, tmp_path / "run", config, *options, "--set=pretrain.data.max_skipped_fraction=0.1")
+    assert done.returncode == 0, done.stderr
+    log = read_log(tmp_path / "run")
+    named = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert len(log) == 8
+    assert sum(line["skipped"] for line in log) == len(named)
+    assert {(line["shard"], line["sample_id"]) for line in named} <= {("r2o-000000.tar", i) for i in (1, 2, 5)}
+    assert len({(line["epoch"], line["sample_id"]) for line in named}) == len(named) >= 4
+    assert "skipped r2o-000000.tar, sample 0000000" in done.stderr
+    stopped = two_ranks(damaged, tmp_path / "other", config, *options, "--set=pretrain.data.max_skipped_fraction=0.01")
+    assert stopped.returncode != 0
+    assert "of 70 samples were skipped, more than pretrain.data.max_skipped_fraction 0.01 allows" in stopped.stderr

@@ -123,7 +123,7 @@ def _hand_over(batch: Batch, done: torch.cuda.Event) -> None:
 
 
 def ahead(items: Iterator[T], size: int = 1) -> Iterator[T]:
-    """The same items, `size` of them taken ahead by a thread, which ends with the loop over them; errors come through."""
+    """The same items, `size` of them taken ahead by a thread that ends with the loop over them; errors come through."""
     taken: Queue[tuple[str, Any]] = Queue(size)
     stop = threading.Event()
 

@@ -1,10 +1,13 @@
 """The stream: the same batches whatever the ranks, workers and beginnings; and what it does about damage."""
 
+import os
 import pickle
 import shutil
+import signal
 import tarfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -197,6 +200,22 @@ def test_missing_and_cut_shards_are_found_before_the_run_and_accepted_up_to_a_li
     assert all((batch.sample_id >= 32).all() for batch in found)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_behind_a_url_give_the_same_batches(shards: Path, tmp_path: Path, workers: int) -> None:
+    fs = fsspec.filesystem("memory")
+    for path in shards.iterdir():
+        fs.pipe_file(f"/streamed/{path.name}", path.read_bytes())
+    cache = tmp_path / "cache"
+    largest = max(shard.bytes for shard in Manifest.read(shards).shards)
+    for theirs in zip(
+        batches(shards, range(8)),
+        batches("memory://streamed", range(8), workers=workers, cache=str(cache), cache_gb=4 * largest / 1e9),
+        strict=True,
+    ):
+        assert_equal(*theirs)
+    assert sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) <= 4 * largest
+
+
 def test_what_a_node_reads_is_stated(shards: Path, tmp_path: Path) -> None:
     total = sum(shard.bytes for shard in Manifest.read(shards).shards)
     text = describe_reading(reader_of(shards), SETTINGS, node_ranks=range(1), num_ranks=1)
@@ -212,9 +231,13 @@ def test_what_a_node_reads_is_stated(shards: Path, tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_one_line(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-    import signal
-
     monkeypatch.setattr(ShardReader, "read", lambda self, i: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(InputError, match="a decoding process was killed, as a rule for want of memory"):
         batches(shards, range(4), workers=1)
+
+
+def test_too_little_shared_memory_is_said_before_it_kills(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = shutil.disk_usage(shards)._replace(free=64_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: small)
+    with pytest.raises(InputError, match=r"0 MB free, but 1 decoding processes × 2 batches need 0 MB; enlarge it"):
+        batches(shards, range(1), workers=1)
