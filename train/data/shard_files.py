@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import random
 import re
@@ -30,6 +31,7 @@ OPEN_FILES = 64
 INDEXES = 128
 CHUNK = 8 * 2**20  # bytes of one request
 FIRST_PAUSE = 0.1  # seconds before the first retry; doubled for each further one
+ROOM_POLL = 0.05  # seconds
 FETCHERS = 4  # threads a process
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tar")
 T = TypeVar("T")
@@ -81,7 +83,7 @@ class ShardFiles:
 
     def _forget(self) -> None:
         self._pid = os.getpid()
-        self._entries = lru_cache(maxsize=INDEXES)(self._read_index)
+        self._lines = lru_cache(maxsize=INDEXES)(self._read_index)
         self._open: OrderedDict[int, int] = OrderedDict()
         self._ready: set[int] = set()
         self._opening = threading.Lock()
@@ -117,7 +119,8 @@ class ShardFiles:
 
     def entry(self, shard: int, row: int) -> Entry:
         """Where the members of a sample lie. Raises InputError where the index is not the one the manifest names."""
-        return self._entries(shard)[row]
+        found = json.loads(self._lines(shard)[row])
+        return Entry(found["key"], found["members"])
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
         """Bytes of a shard. Raises InputError, naming the shard, where it is damaged, or cannot be read or fetched."""
@@ -194,7 +197,7 @@ class ShardFiles:
             self.cache.mkdir(parents=True, exist_ok=True)
             with _locked(self.cache / f".{path.name}.lock", wait=wait):
                 if not self._is_whole(path, shard):
-                    self._copy(shard, path)
+                    self._copy(shard, path, wait=wait)
                 os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # when it was last used; see _make_room
         else:
             self._check_in_place(path, shard, wait=wait)
@@ -236,19 +239,19 @@ class ShardFiles:
         _leave(mark)
         return True
 
-    def _copy(self, shard: int, path: Path) -> None:
+    def _copy(self, shard: int, path: Path, *, wait: bool) -> None:
         """Copy a shard into the cache under the lock of its name. Raises InputError where it cannot be had whole."""
         stats = self.manifest.shards[shard]
         temporary = path.with_name(f".{path.name}.part")  # what a killed process left there is written over
         for attempt in range(2):
-            self._make_room(stats.bytes, keep=path.name)
+            self._reserve(temporary, stats.bytes, wait=wait)
             try:
                 digest = self._download(stats.name, stats.bytes, temporary)
             except OSError as error:
                 temporary.unlink(missing_ok=True)
                 if error.errno != errno.ENOSPC or attempt:
                     raise InputError(f"{self.cache}: {error.strerror or error}; lower pretrain.data.cache_gb") from None
-                self._make_room(self.cache_bytes // 2, keep=path.name)
+                self._make_room(self.cache_bytes // 2, keep=temporary)
                 continue
             if temporary.stat().st_size == stats.bytes and (not self.verify or digest == stats.sha256):
                 os.replace(temporary, path)
@@ -259,7 +262,7 @@ class ShardFiles:
 
     def _download(self, name: str, size: int, temporary: Path) -> str:
         digest = hashlib.sha256()
-        with temporary.open("wb") as file:
+        with temporary.open("r+b") as file:
             for offset in range(0, size, CHUNK):
                 length = min(CHUNK, size - offset)
                 read = lambda o=offset, n=length: self._folder.read_range(name, o, n)  # noqa: E731
@@ -268,27 +271,42 @@ class ShardFiles:
                 file.write(data)
                 if len(data) != length:
                     break
-            file.flush()
+            file.truncate()
             os.fsync(file.fileno())  # the mark must not outlive the bytes
         return digest.hexdigest()
 
-    def _make_room(self, size: int, *, keep: str) -> None:
+    def _reserve(self, temporary: Path, size: int, *, wait: bool) -> None:
+        """Take room for a copy by a file of its size; copies that others have under way count, and may have to end."""
         if size > self.cache_bytes:
             raise InputError(f"a shard has {size / 1e9:.3g} GB, more than pretrain.data.cache_gb allows; raise it")
+        while True:
+            with _locked(self.cache / ".room.lock", wait=True):
+                if self._make_room(size, keep=temporary):
+                    with temporary.open("wb") as file:
+                        file.truncate(size)
+                    return
+            if not wait:
+                raise BlockingIOError
+            time.sleep(ROOM_POLL)
+
+    def _make_room(self, size: int, *, keep: Path) -> bool:
+        """Remove what was used longest ago until there is room; whether there is."""
         found = []
         for file in self.cache.iterdir():
             with suppress(FileNotFoundError):
                 stat = file.stat()
                 found.append((stat.st_atime_ns, stat.st_size, file))
-        total = sum(held for _, held, _ in found)
+        total = sum(held for _, held, file in found if file != keep)
         for _, held, file in sorted(found):
             if total + size <= self.cache_bytes:
-                return
-            if file.suffix == ".tar" and file.name != keep:
+                break
+            if file != keep and (file.suffix == ".tar" or _is_abandoned(file)):
                 file.unlink(missing_ok=True)  # whoever has it open goes on reading it
                 total -= held
+        return total + size <= self.cache_bytes
 
-    def _read_index(self, shard: int) -> list[Entry]:
+    def _read_index(self, shard: int) -> list[bytes]:
+        """The lines of an index, checked; parsed, those of 128 shards would take 100 MB of each process."""
         stats = self.manifest.shards[shard]
         where = f"{self.place}/{stats.index_name}"
         data = self._retried(lambda: self._folder.read(stats.index_name), where)
@@ -296,15 +314,15 @@ class ShardFiles:
         if hashlib.sha256(data).hexdigest() != stats.index_sha256:
             raise wrong
         try:
-            entries = [Entry(entry.key, entry.members) for entry in ShardIndex.decode(data).entries]
+            entries = ShardIndex.decode(data).entries
         except ValueError:
             raise wrong from None
         if len(entries) != stats.samples:
             raise wrong
-        for key, members in entries:
-            if any(offset < 0 or size < 0 or offset + size > stats.bytes for offset, size in members.values()):
-                raise InputError(f"{where}: sample {key} lies outside of its tar; run `make shards` again")
-        return entries
+        for entry in entries:
+            if any(offset < 0 or size < 0 or offset + size > stats.bytes for offset, size in entry.members.values()):
+                raise InputError(f"{where}: sample {entry.key} lies outside of its tar; run `make shards` again")
+        return data.splitlines()
 
     def _retried(self, action: Callable[[], T], name: str, between: Callable[[], None] | None = None) -> T:
         for attempt in range(self.retries + 1):
@@ -348,6 +366,17 @@ def _leave(mark: Path) -> None:
     with suppress(OSError):
         mark.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(mark, "")
+
+
+def _is_abandoned(file: Path) -> bool:
+    """Whether a copy under way is nobody's any more: its process was killed."""
+    if file.suffix != ".part":
+        return False
+    try:
+        with _locked(file.with_suffix(".lock"), wait=False):
+            return True
+    except BlockingIOError:
+        return False
 
 
 @contextmanager
