@@ -91,3 +91,17 @@ def test_what_is_normalised_is_the_host_s_image(shards: Path) -> None:
     expected = (one.host.images.float() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     torch.testing.assert_close(one.batch.images, expected, atol=1e-5, rtol=1e-5)
     assert to_device(one.host, settings_of(), CPU).superpixels.dtype == torch.int32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("decode", ["host", "device"])
+def test_cuda_gives_the_cpu_s_batches(shards: Path, decode: str) -> None:
+    settings = settings_of(decode=decode, num_workers=1)
+    reader = open_shards(str(shards), Manifest.read(shards), settings.data)
+    hosts = list(host_batches(reader, settings, range(3), rank=0, num_ranks=1, pin_memory=True))
+    there = list(device_batches(iter(hosts), settings, torch.device("cuda")))
+    for cuda, cpu in zip(there, device_batches(iter(hosts), settings, CPU), strict=True):
+        for ours, theirs in zip(cuda.batch, cpu.batch, strict=True):
+            assert ours.device.type == "cuda"
+            assert (ours.cpu().float() - theirs.float()).abs().mean() < (1e-4 if decode == "host" else 0.02)
