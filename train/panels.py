@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.files import atomic_writer
 from pipeline.artifacts.pictures import (
     MARGIN,
@@ -38,12 +39,7 @@ class Panels:
     def __init__(self, reader: ShardReader, settings: PretrainSettings, device: torch.device) -> None:
         count = settings.refine.clustering_group_size
         ids = np.linspace(0, reader.manifest.stored - 1, count).astype(int)
-        limit, size = reader.manifest.max_superpixels, settings.data.image_size
-        images, superpixels = [], []
-        for raw in (reader.read(int(sample_id)) for sample_id in ids):
-            superpixels.append(decode_labels(raw.members, key=raw.key, max_superpixels=limit)[1].astype(np.int32))
-            pixels = torch.from_numpy(decode_pixels(raw.members[IMAGE_MEMBER], key=raw.key)).permute(2, 0, 1)
-            images.append(resized(pixels, size).permute(1, 2, 0).numpy())
+        images, superpixels = zip(*(_readable(reader, int(i), settings) for i in ids), strict=True)
         self._settings, self._device = settings, device
         self._images = normalize(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device))
         self._superpixels = torch.from_numpy(np.stack(superpixels)).to(device)
@@ -69,6 +65,22 @@ class Panels:
         _save(sheet(rows, ["image", "superpixels", f"epoch {epoch}, K = {num_clusters}"]), path)
         _save(_over_training(sorted(folder.glob("epoch-*.png"))), folder / "over_training.png")
         return path
+
+
+def _readable(reader: ShardReader, sample_id: int, settings: PretrainSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Image and superpixels of a sample or, where it is damaged and that is to be skipped, of the next whole one."""
+    limit, size, stored = reader.manifest.max_superpixels, settings.data.image_size, reader.manifest.stored
+    for tries_left in reversed(range(stored)):
+        try:
+            raw = reader.read(sample_id)
+            superpixels = decode_labels(raw.members, key=raw.key, max_superpixels=limit)[1].astype(np.int32)
+            pixels = torch.from_numpy(decode_pixels(raw.members[IMAGE_MEMBER], key=raw.key)).permute(2, 0, 1)
+            return resized(pixels, size).permute(1, 2, 0).numpy(), superpixels
+        except InputError:
+            if settings.data.on_damage == "fail" or not tries_left:
+                raise
+            sample_id = (sample_id + 1) % stored
+    raise AssertionError
 
 
 def _over_training(panels: list[Path]) -> Image.Image:

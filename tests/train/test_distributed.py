@@ -114,7 +114,7 @@ def two_ranks(shards: Path, run: Path, config: Path, *options: str) -> subproces
 def test_ranks_stay_in_step_when_one_of_them_skips_and_stop_together_at_the_limit(shards: Path, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(shards, tmp_path / "shards"))
     first = damaged / "r2o-000000.tar"
-    for row in (1, 2, 5):
+    for row in (0, 2, 5):  # the panels draw sample 0
         offset, _ = ShardIndex.read(damaged, "r2o-000000.index").entries[row].members["jpg"]
         with first.open("r+b") as file:
             file.seek(offset)
@@ -128,7 +128,7 @@ def test_ranks_stay_in_step_when_one_of_them_skips_and_stop_together_at_the_limi
     named = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
     assert len(log) == 8
     assert sum(line["skipped"] for line in log) == len(named)
-    assert {(line["shard"], line["sample_id"]) for line in named} <= {("r2o-000000.tar", i) for i in (1, 2, 5)}
+    assert {(line["shard"], line["sample_id"]) for line in named} <= {("r2o-000000.tar", i) for i in (0, 2, 5)}
     assert len({(line["epoch"], line["sample_id"]) for line in named}) == len(named) >= 4
     assert "skipped r2o-000000.tar, sample 0000000" in done.stderr
     stopped = two_ranks(damaged, tmp_path / "other", config, *options, "--set=pretrain.data.max_skipped_fraction=0.01")
