@@ -17,7 +17,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -169,7 +169,7 @@ class ShardFiles:
             if shard in self._open:
                 self._open.move_to_end(shard)
                 return self._open[shard]
-        for _ in range(2):  # another process may drop the file between its becoming ready and its opening
+        for _ in range(3):  # another process may drop the file between its becoming ready and its opening
             path = self._make_ready(shard, wait=True)
             with suppress(FileNotFoundError), self._opening:
                 if shard not in self._open:
@@ -198,7 +198,8 @@ class ShardFiles:
             with _locked(self.cache / f".{path.name}.lock", wait=wait):
                 if not self._is_whole(path, shard):
                     self._copy(shard, path, wait=wait)
-                os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # when it was last used; see _make_room
+                with suppress(FileNotFoundError):  # removed already; whoever opens it asks again
+                    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # last used; see _make_room
         else:
             self._check_in_place(path, shard, wait=wait)
         self._ready.add(shard)
@@ -251,11 +252,14 @@ class ShardFiles:
                 temporary.unlink(missing_ok=True)
                 if error.errno != errno.ENOSPC or attempt:
                     raise InputError(f"{self.cache}: {error.strerror or error}; lower pretrain.data.cache_gb") from None
-                self._make_room(self.cache_bytes // 2, keep=temporary)
+                with self._counting():
+                    self._make_room(self.cache_bytes // 2, keep=temporary)
                 continue
             if temporary.stat().st_size == stats.bytes and (not self.verify or digest == stats.sha256):
-                os.replace(temporary, path)
-                _leave(self._mark(path, stats.sha256))
+                with self._counting():
+                    os.utime(temporary)  # not the first to give way
+                    os.replace(temporary, path)
+                    _leave(self._mark(path, stats.sha256))
                 return
         temporary.unlink()
         raise InputError(self._wrong_content(shard))
@@ -280,7 +284,7 @@ class ShardFiles:
         if size > self.cache_bytes:
             raise InputError(f"a shard has {size / 1e9:.3g} GB, more than pretrain.data.cache_gb allows; raise it")
         while True:
-            with _locked(self.cache / ".room.lock", wait=True):
+            with self._counting():
                 if self._make_room(size, keep=temporary):
                     with temporary.open("wb") as file:
                         file.truncate(size)
@@ -288,6 +292,10 @@ class ShardFiles:
             if not wait:
                 raise BlockingIOError
             time.sleep(ROOM_POLL)
+
+    def _counting(self) -> AbstractContextManager[None]:
+        """Held while the cache is counted, and while a name in it changes: a renamed file would escape the count."""
+        return _locked(self.cache / ".room.lock", wait=True)
 
     def _make_room(self, size: int, *, keep: Path) -> bool:
         """Remove what was used longest ago until there is room; whether there is."""
