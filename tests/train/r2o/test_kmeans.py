@@ -5,7 +5,15 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from train.r2o.kmeans import _update_centres, kmeans, seeding_uniforms, squared_distances
+from train.r2o.kmeans import (
+    _even_sample,
+    _sums_by_product,
+    _sums_by_row,
+    _update_centres,
+    kmeans,
+    seeding_uniforms,
+    squared_distances,
+)
 
 
 def blobs(seed: int, rows: int = 300, channels: int = 16, centres: int = 8) -> torch.Tensor:
@@ -104,7 +112,7 @@ def test_degenerate_rows_give_finite_centres_and_a_cluster_for_every_row(
 
 
 def test_empty_clusters_move_to_the_farthest_rows_one_each() -> None:
-    rows = torch.tensor([[[0.0, 0.0], [0.0, 1.0], [9.0, 0.0], [0.0, 7.0], [50.0, 50.0]]])
+    rows = torch.tensor([[[0.0, 0.0], [0.0, 1.0], [9.0, 0.0], [0.0, 7.0], [0.0, 0.0]]])  # the last is invalid, thus zero
     valid = torch.tensor([[True, True, True, True, False]])
     centres = torch.tensor([[[0.0, 0.5], [-30.0, 0.0], [-30.0, 1.0]]])
     distance, assignment = squared_distances(rows, centres).min(2)
@@ -125,3 +133,25 @@ def test_seeds_belong_to_seed_step_and_group_alone() -> None:
     assert torch.equal(together, apart)
     assert len({tuple(row.flatten().tolist()) for row in together}) == 4
     assert not torch.equal(together, seeding_uniforms(9, seed=3, step=6, first_group=0, num_groups=4))
+
+
+def test_both_ways_to_sum_a_cluster_agree() -> None:
+    rows = torch.stack([blobs(0), blobs(1)])
+    assignment = torch.randint(0, 9, rows.shape[:2], generator=torch.Generator().manual_seed(0))
+    members = torch.nn.functional.one_hot(assignment, 9).float()
+    by_row, by_product = (f(rows, members, assignment) for f in (_sums_by_row, _sums_by_product))
+    torch.testing.assert_close(by_row, by_product, atol=1e-4, rtol=1e-5)
+    expected = np.stack([[rows[g][assignment[g] == k].double().sum(0).numpy() for k in range(9)] for g in range(2)])
+    np.testing.assert_allclose(by_row.numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("valid_rows", [3, 40, 600, 2000])
+def test_seeding_draws_from_every_row_or_from_an_even_share(valid_rows: int) -> None:
+    valid = torch.rand(2, 2500, generator=torch.Generator().manual_seed(1)).argsort(1) < valid_rows
+    index, present = _even_sample(valid, torch.tensor([0.0, 0.999]), 512)
+    for g in range(2):
+        places = valid[g].nonzero().squeeze(1)
+        taken = index[g][present[g]]
+        assert len(set(taken.tolist())) == len(taken) == min(valid_rows, 512)
+        gaps = torch.searchsorted(places, taken).diff()
+        assert int(gaps.max() - gaps.min()) <= 1
