@@ -7,7 +7,6 @@ from pathlib import Path
 from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.manifest import Manifest
 from train.config import LR_BATCH_SIZE, BatchPlan, PretrainSettings, plan_batches
-from train.r2o.schedules import learning_rate_at, target_ema_at
 
 
 def check_pretrain(settings: PretrainSettings, *, shards: Path | str, run: Path, nproc: int) -> BatchPlan:
@@ -53,7 +52,6 @@ def _shown_epochs(settings: PretrainSettings) -> list[int]:
 
 def _row(settings: PretrainSettings, plan: BatchPlan, epoch: int) -> str:
     """lr and τ at the first step of an epoch, K in it; the last row is the end of the run."""
-    step, total = epoch * plan.steps_per_epoch, plan.total_steps
-    lr = learning_rate_at(step, peak_lr=settings.peak_lr, warmup_steps=plan.warmup_steps, total_steps=total)
-    tau = target_ema_at(step, base_target_ema=settings.optim.base_target_ema, total_steps=total)
+    step = epoch * plan.steps_per_epoch
+    lr, tau = settings.learning_rate(step, plan), settings.target_ema(step, plan)
     return f"{epoch:>7}{step:>9}{lr:>10.4g}{tau:>9.5f}{settings.num_clusters(epoch):>6}"

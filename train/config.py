@@ -5,6 +5,7 @@ Defaults are the paper's ImageNet-1K recipe (A.1) and its VOC protocol (A.2). No
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydantic import Field, model_validator
 
 from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.settings import Settings
-from train.r2o.schedules import num_clusters_at
+from train.r2o.schedules import learning_rate_at, num_clusters_at, scaled_target_ema, target_ema_at
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -37,6 +38,8 @@ class DataSettings(Settings):
         lane_groups: parts of the set that feed parts of every global batch. As many as nodes: each node reads only its
             share of the shards, at some cost in mixing.
         view_superpixels: also crop the superpixels jointly with each view.
+        superpixel_maps: further maps of the shards, by name, and their number of segments. Where there are any, the one
+            nearest to K(t) (by ratio) is read in place of the superpixels.
         augment: where pixels are augmented. On the host they are rounded to uint8 again, as Pillow's transforms do.
         decode: where JPEGs are decoded and cropped; on a CUDA device by nvJPEG.
         on_damage: `fail` ends the run at the first sample that cannot be read; `skip` puts the next sample of the epoch
@@ -58,6 +61,7 @@ class DataSettings(Settings):
     crop_scale: Range = (0.08, 1.0)
     crop_ratio: Range = (3 / 4, 4 / 3)
     view_superpixels: bool = False
+    superpixel_maps: dict[str, Positive] = Field(default_factory=dict)
     augment: Literal["device", "host"] = "device"
     decode: Literal["host", "device"] = "host"
     shuffle_lanes: Positive = Field(64, description="places of the set that are read side by side")
@@ -110,33 +114,86 @@ class AugmentSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """Backbone and heads (Section 4, Architecture; BYOL's 4096 → 256 heads)."""
+    """Backbone and heads (Section 4, Architecture; BYOL's 4096 → 256 heads).
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50"
+    Attributes:
+        head_output_bias: the heads' last layer has a bias (authors' release).
+        concatenate_views: both views in one forward pass, so that their batch statistics mix (authors' release).
+    """
+
+    backbone: Literal[
+        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vit_s_16", "vit_b_16"
+    ] = "resnet50"  # fmt: skip
     head_hidden_size: Positive = 4096
     projection_size: Positive = 256
+    head_output_bias: bool = False
+    concatenate_views: bool = False
 
 
 class RefineSettings(Settings):
-    """Region refinement (Section 3.1)."""
+    """Region refinement (Section 3.1).
 
+    Attributes:
+        clustering: `none`: the regions themselves are the masks (Table 5's rows without refinement).
+        regions: the prior: superpixels; equal rectangles; the cells of C4; the whole image as one.
+        grid: rows and columns of `regions: grid`; null: the squarest grid of at most K cells.
+    """
+
+    clustering: Literal["kmeans", "none"] = "kmeans"
+    regions: Literal["superpixels", "grid", "cells", "image"] = "superpixels"
+    grid: tuple[Positive, Positive] | None = None
     clustering_group_size: Positive = Field(32, description="consecutive images of the global batch per K-means")
     kmeans_iterations: Positive = 10
     normalize_features: bool = Field(True, description="L2-normalise rows before K-means")
     assign: Literal["cell", "superpixel"] = "cell"
 
+    @model_validator(mode="after")
+    def _has_masks(self) -> Self:
+        if self.clustering == "none" and self.regions == "cells":
+            raise ValueError("regions: cells needs clustering: kmeans; for equal rectangles set regions: grid")
+        return self
+
+
+class ObjectiveSettings(Settings):
+    """What is learned from the masks (Section 3.2, A.4).
+
+    Attributes:
+        loss: `byol` (Eqs. 4, 5); `detcon_b`; `nt_xent`: contrast without predictor and target network (A.4).
+        view_masks: `refined` ones, aligned with each view, or `superpixels`, cropped jointly with it (DetCon).
+        rows: which masks go through the heads: those `valid` in both views, or `all` (authors' release).
+        min_pool_area: pooled features are divided by no less (cells); 1 in the authors' release.
+        roi_aligned: RoIAlign's `aligned`; false in the authors' release, half a cell off.
+        masks_per_view, temperature: of the contrastive losses. The paper states neither for A.4: 16 is DetCon's, 0.1
+            DetCon's and SimCLR's.
+    """
+
+    loss: Literal["byol", "nt_xent", "detcon_b"] = "byol"
+    view_masks: Literal["refined", "superpixels"] = "refined"
+    rows: Literal["valid", "all"] = "valid"
+    min_pool_area: Rate = 0.0
+    roi_aligned: bool = True
+    masks_per_view: Positive = 16
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+
 
 class CurriculumSettings(Settings):
     """Number of clusters K by epoch (Section 3.3, Eq. A1)."""
 
-    schedule: Literal["quarter_cosine", "linear", "constant"] = "quarter_cosine"
+    schedule: Literal["quarter_cosine", "linear", "piecewise", "constant"] = "quarter_cosine"
     initial_num_clusters: Positive = 128
     final_num_clusters: Positive = 4
     hold_epochs: Rate = 40
 
 
 class OptimSettings(Settings):
-    """LARS and its schedules (A.1, Optimization)."""
+    """LARS and its schedules (A.1, Optimization).
+
+    Attributes:
+        lars: `deepmind`'s form (BYOL's) or the authors' `release`'s; see `train.optim.LARS`.
+        lr_scale_by_clusters: the learning rate is also multiplied by K over this (authors' release: 16).
+        target_ema_batch_size: base_target_ema is for batches of this size; τ becomes τ^(global_batch_size / it).
+        target_update: `before_step` moves the target before the optimiser's step (authors' release).
+    """
 
     base_lr: Rate = Field(0.3, description="per 256 images")
     warmup_epochs: Rate = 3
@@ -144,6 +201,10 @@ class OptimSettings(Settings):
     weight_decay: Rate = 1e-6
     trust_coefficient: Rate = 1e-3
     base_target_ema: Probability = 0.99
+    lars: Literal["deepmind", "release"] = "deepmind"
+    lr_scale_by_clusters: Positive | None = None
+    target_ema_batch_size: Positive | None = None
+    target_update: Literal["after_step", "before_step"] = "after_step"
 
 
 class RunSettings(Settings):
@@ -176,6 +237,7 @@ class PretrainSettings(Settings):
     augment: AugmentSettings = AugmentSettings()
     model: ModelSettings = ModelSettings()
     refine: RefineSettings = RefineSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
     curriculum: CurriculumSettings = CurriculumSettings()
     optim: OptimSettings = OptimSettings()
     run: RunSettings = RunSettings()
@@ -191,6 +253,12 @@ class PretrainSettings(Settings):
             raise ValueError(
                 f"global_batch_size {self.global_batch_size} is no multiple of data.lane_groups {self.data.lane_groups}"
             )
+        if self.objective.view_masks == "superpixels" and not self.data.view_superpixels:
+            raise ValueError("objective.view_masks: superpixels needs data.view_superpixels: true")
+        if self.model.backbone.startswith("vit"):
+            size = self.data.image_size
+            if size != self.data.view_size or size % 32:
+                raise ValueError(f"{self.model.backbone} needs image_size = view_size, a multiple of 32, not {size}")
         if self.curriculum.hold_epochs >= self.epochs:
             raise ValueError(f"curriculum.hold_epochs {self.curriculum.hold_epochs} is not below epochs {self.epochs}")
         return self
@@ -199,6 +267,25 @@ class PretrainSettings(Settings):
     def peak_lr(self) -> float:
         """base_lr × global_batch_size / 256 (A.1)."""
         return self.optim.base_lr * self.global_batch_size / LR_BATCH_SIZE
+
+    def superpixel_map(self, epoch: int) -> str | None:
+        """The further map that is read in `epoch`; None for the superpixels."""
+        maps = self.data.superpixel_maps
+        wanted = math.log(self.num_clusters(epoch))
+        return min(maps, key=lambda name: (abs(math.log(maps[name]) - wanted), maps[name]), default=None)
+
+    def learning_rate(self, step: int, plan: BatchPlan) -> float:
+        """The learning rate of a 0-based step."""
+        lr = learning_rate_at(step, peak_lr=self.peak_lr, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps)
+        scale = self.optim.lr_scale_by_clusters
+        return lr if scale is None else lr * self.num_clusters(step // plan.steps_per_epoch) / scale
+
+    def target_ema(self, step: int, plan: BatchPlan) -> float:
+        """τ of a 0-based step."""
+        target_ema = target_ema_at(step, base_target_ema=self.optim.base_target_ema, total_steps=plan.total_steps)
+        return scaled_target_ema(
+            target_ema, batch_size=plan.global_batch_size, reference_batch_size=self.optim.target_ema_batch_size
+        )
 
     def num_clusters(self, epoch: float) -> int:
         """K in `epoch` (0-based)."""

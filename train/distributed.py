@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from train.r2o.loss import Everywhere, Gather, only_here
+
 
 @dataclass(frozen=True)
 class World:
@@ -86,6 +88,27 @@ def sum_over_ranks(values: Tensor, world: World) -> Tensor:
     if world.size > 1:
         dist.all_reduce(total)
     return total
+
+
+def gather_rows(world: World) -> Gather:
+    """What collects a tensor of the same shape from every rank; gradients flow back to the rank they belong to."""
+    if world.size == 1:
+        return only_here
+    return lambda values: Everywhere(_AllGather.apply(values), world.rank * len(values))
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def texts_of_all(text: str, world: World) -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.files import write_atomic
-from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, ResNetBackbone
+from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, image_size_of, make_backbone
 
 BACKBONE_NAME = "backbone.pt"
 FORMAT = "r2o.backbone"
@@ -33,9 +33,9 @@ class ExportedBackbone:
     fingerprint: str
     state_dict: dict[str, Tensor]
 
-    def build(self, *, dilate_c5: bool = False) -> ResNetBackbone:
+    def build(self, *, dilate_c5: bool = False) -> Backbone:
         """A new module with these weights."""
-        model = ResNetBackbone(self.name, dilate_c5=dilate_c5)
+        model = make_backbone(self.name, dilate_c5=dilate_c5, image_size=image_size_of(self.state_dict))
         model.load_state_dict(self.state_dict, strict=True)
         return model
 
@@ -52,8 +52,8 @@ def save_backbone(
     """Write a backbone atomically, on CPU and contiguous; equal weights give equal bytes.
 
     Args:
-        backbone: a `ResNetBackbone(name)`.
-        name: resnet18, 34, 50, 101 or 152.
+        backbone: a `make_backbone(name)`.
+        name: resnet18, 34, 50, 101 or 152, vit_s_16 or vit_b_16.
         fingerprint: of the run that made it.
         mean, std: of RGB in [0, 1], as it was trained.
     """
@@ -127,7 +127,7 @@ def _mismatch(name: str, weights: Mapping[str, Any]) -> str | None:
     """The first way in which `weights` are not those of backbone `name`, or None."""
     try:
         with torch.device("meta"):
-            expected = ResNetBackbone(name).state_dict()
+            expected = make_backbone(name, image_size=image_size_of(weights)).state_dict()
     except KeyError:
         return f"unknown backbone {name!r}"
     if missing := sorted(expected.keys() - weights.keys()):

@@ -14,27 +14,32 @@ class LARS(Optimizer):
     """Layer-wise adaptive rate scaling, by multi-tensor operations.
 
     Per tensor: g ← g + λw; g ← g · η‖w‖/‖g‖ (1 where a norm is 0); m ← μm + g; w ← w - lr·m.
-    Tensors of at most one dimension (biases, batch norm) are neither decayed nor adapted. No Nesterov.
+    Tensors of at most one dimension (biases, batch norm) are neither decayed nor adapted, nor are those of a group
+    with `"adapt": False`. No Nesterov.
 
     Args:
         lr: set `param_groups[...]["lr"]` before each step to follow a schedule.
         trust_coefficient: η.
+        form: `deepmind`, as above; `release`: the ratio is η‖w‖/(‖g‖ + λ‖w‖), and m ← μm + lr·g; w ← w - m.
     """
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         *,
         lr: float = 0.0,
         momentum: float = 0.9,
         weight_decay: float = 1e-6,
         trust_coefficient: float = 1e-3,
+        form: str = "deepmind",
     ) -> None:
         defaults = {
             "lr": lr,
             "momentum": momentum,
             "weight_decay": weight_decay,
             "trust_coefficient": trust_coefficient,
+            "form": form,
+            "adapt": True,
         }
         super().__init__(parameters, defaults)
 
@@ -48,15 +53,20 @@ class LARS(Optimizer):
                 self._update(parameters, group)
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        adapted = [p for p in parameters if p.ndim > 1]
-        plain = [p for p in parameters if p.ndim <= 1]
-        updates = _adapted_gradients(adapted, group["weight_decay"], group["trust_coefficient"]) if adapted else []
+        adapted = [p for p in parameters if p.ndim > 1 and group["adapt"]]
+        plain = [p for p in parameters if p.ndim <= 1 or not group["adapt"]]
+        is_release = group["form"] == "release"
+        updates = (
+            _adapted_gradients(adapted, group["weight_decay"], group["trust_coefficient"], norm_of_sum=not is_release)
+            if adapted
+            else []
+        )
         updates += [p.grad for p in plain if p.grad is not None]
         ordered = [*adapted, *plain]
         buffers = [self._momentum_buffer(p) for p in ordered]
         torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, updates)
-        torch._foreach_add_(ordered, buffers, alpha=-group["lr"])
+        torch._foreach_add_(buffers, updates, alpha=group["lr"] if is_release else 1.0)
+        torch._foreach_add_(ordered, buffers, alpha=-1.0 if is_release else -group["lr"])
 
     def _momentum_buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -65,13 +75,16 @@ class LARS(Optimizer):
         return state["momentum_buffer"]
 
 
-def _adapted_gradients(parameters: list[Tensor], weight_decay: float, trust_coefficient: float) -> list[Tensor]:
-    """(g + λw) · η‖w‖/‖g + λw‖ for each tensor."""
+def _adapted_gradients(
+    parameters: list[Tensor], weight_decay: float, trust_coefficient: float, *, norm_of_sum: bool
+) -> list[Tensor]:
+    """(g + λw) · η‖w‖/‖g + λw‖ for each tensor; with ‖g‖ + λ‖w‖ below the line unless `norm_of_sum`."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     decayed = list(torch._foreach_add(gradients, parameters, alpha=weight_decay))
     weight_norms = torch.stack(torch._foreach_norm(parameters))
-    gradient_norms = torch.stack(torch._foreach_norm(decayed))
+    gradient_norms = torch.stack(torch._foreach_norm(decayed if norm_of_sum else gradients))
     usable = (weight_norms > 0) & (gradient_norms > 0)
-    ratios = torch.where(usable, trust_coefficient * weight_norms / gradient_norms, 1.0)
+    below = gradient_norms if norm_of_sum else gradient_norms + weight_decay * weight_norms
+    ratios = torch.where(usable, trust_coefficient * weight_norms / below, 1.0)
     torch._foreach_mul_(decayed, list(ratios.unbind()))
     return decayed

@@ -32,11 +32,12 @@ from train.config import BatchPlan, PretrainSettings, plan_batches
 from train.data.device import device_batches
 from train.data.loader import host_batches
 from train.data.skipped import SkippedLog, require_few_skipped
-from train.data.source import check_shards, describe_reading, open_shards
+from train.data.source import check_shards, describe_reading, max_superpixels, open_shards
 from train.data.stream import ShardReader, Skipped
 from train.distributed import (
     World,
     distribute,
+    gather_rows,
     node_ranks,
     sum_over_ranks,
     texts_of_all,
@@ -45,10 +46,9 @@ from train.distributed import (
 )
 from train.export import BACKBONE_NAME, save_backbone
 from train.metrics import RunLog
-from train.models.backbone import ResNetBackbone
 from train.optim import LARS
 from train.panels import Panels, draw_curves
-from train.step import StepFigures, build_model, train_step, unwrapped
+from train.step import StepFigures, build_model, build_optimizer, train_step, unwrapped
 
 CONFIG_NAME = "config.yaml"
 MAIN_SPEAKS_FIRST = 10.0  # seconds
@@ -111,13 +111,9 @@ def pretrain(job: Job, world: World) -> None:
         for line in (job.reading, *(f"going on without: {problem}" for problem in job.problems)):
             print(f"pretrain: {line}", file=sys.stderr)
     wait_for_all(world)
-    r2o = build_model(settings, max_superpixels=job.manifest.max_superpixels).to(world.device).train()
-    optimizer = LARS(
-        [p for p in r2o.parameters() if p.requires_grad],
-        momentum=settings.optim.momentum,
-        weight_decay=settings.optim.weight_decay,
-        trust_coefficient=settings.optim.trust_coefficient,
-    )
+    r2o = build_model(settings, max_superpixels=max_superpixels(job.manifest, settings)).to(world.device).train()
+    r2o.gather = gather_rows(world)
+    optimizer = build_optimizer(r2o, settings)
     first_step = restore_checkpoint(job.run, r2o, optimizer, fingerprint=job.fingerprint)
     if settings.run.channels_last:
         r2o = r2o.to(memory_format=torch.channels_last)
@@ -125,7 +121,6 @@ def pretrain(job: Job, world: World) -> None:
     if world.is_main:
         path = job.run / BACKBONE_NAME
         backbone = r2o.online["backbone"]
-        assert isinstance(backbone, ResNetBackbone)
         save_backbone(
             path,
             backbone=backbone,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +18,12 @@ from train.ema import update_target
 from train.metrics import feature_std
 from train.models.backbone import build_backbone
 from train.models.heads import Head
+from train.optim import LARS
 from train.r2o.kmeans import seeding_uniforms
-from train.r2o.model import R2O
-from train.r2o.schedules import learning_rate_at, target_ema_at
+from train.r2o.model import R2O, Objective
+from train.r2o.refine import Refinement
+
+NOT_ADAPTED = ("class_token", "pos_embedding")
 
 
 class StepFigures(NamedTuple):
@@ -47,22 +50,55 @@ class StepFigures(NamedTuple):
 def build_model(settings: PretrainSettings, *, max_superpixels: int) -> R2O:
     """The networks of a run, with random weights that depend on `settings.seed` alone."""
     model = settings.model
-    backbone = build_backbone(model.backbone, seed=settings.seed)
+    backbone = build_backbone(model.backbone, seed=settings.seed, image_size=settings.data.image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed + 1)
         hidden, size = model.head_hidden_size, model.projection_size
-        projector = Head(backbone.c5_channels, hidden_size=hidden, out_size=size)
-        predictor = Head(size, hidden_size=hidden, out_size=size)
-    refine = settings.refine
+        bias, contrast = model.head_output_bias, settings.objective.loss == "nt_xent"
+        projector = Head(backbone.c5_channels, hidden_size=hidden, out_size=size, output_bias=bias)
+        predictor = None if contrast else Head(size, hidden_size=hidden, out_size=size, output_bias=bias)
+    refine, objective = settings.refine, settings.objective
     return R2O(
         backbone,
         projector,
         predictor,
-        max_superpixels=max_superpixels,
-        group_size=refine.clustering_group_size,
-        iterations=refine.kmeans_iterations,
-        normalize=refine.normalize_features,
-        assign=refine.assign,
+        refinement=Refinement(
+            max_superpixels=max_superpixels,
+            group_size=refine.clustering_group_size,
+            clustering=refine.clustering,
+            regions=refine.regions,
+            grid=refine.grid,
+            iterations=refine.kmeans_iterations,
+            normalize=refine.normalize_features,
+            assign=refine.assign,
+        ),
+        objective=Objective(
+            loss=objective.loss,
+            view_masks=objective.view_masks,
+            rows=objective.rows,
+            min_pool_area=objective.min_pool_area,
+            concatenate=model.concatenate_views,
+            aligned=objective.roi_aligned,
+            masks_per_view=objective.masks_per_view,
+            temperature=objective.temperature,
+        ),
+    )
+
+
+def build_optimizer(model: R2O, settings: PretrainSettings) -> LARS:
+    """LARS over what is learned; tokens and position embeddings of a ViT are neither adapted nor decayed."""
+    optim = settings.optim
+    learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    plain = [p for name, p in learned if name.endswith(NOT_ADAPTED)]
+    groups: list[dict[str, Any]] = [{"params": [p for name, p in learned if not name.endswith(NOT_ADAPTED)]}]
+    if plain:
+        groups.append({"params": plain, "adapt": False})
+    return LARS(
+        groups,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+        trust_coefficient=optim.trust_coefficient,
+        form=optim.lars,
     )
 
 
@@ -87,10 +123,11 @@ def train_step(
     uniforms = _uniforms(num_clusters, step, settings, plan, world)
     host, batch = arrived
     with torch.autocast(world.device.type, torch.bfloat16, enabled=settings.run.precision == "bf16"):
-        output = model(batch, uniforms.to(world.device))
+        output = model(batch, uniforms.to(world.device), _mask_uniforms(step, settings, plan, world))
     skipped = torch.tensor(len(host.skipped), device=world.device)
-    local = torch.stack([output.loss_sum, output.num_masks, output.clusters_in_use.sum(), skipped])
-    loss_sum, num_masks, in_use, num_skipped = sum_over_ranks(local.double(), world).tolist()
+    local = [output.loss_sum, output.num_masks, output.valid.sum(), output.clusters_in_use.sum(), skipped]
+    totals = sum_over_ranks(torch.stack([value.detach().double() for value in local]), world)
+    loss_sum, num_masks, num_valid, in_use, num_skipped = totals.tolist()
     loss = loss_sum / max(num_masks, 1)
     optimizer.zero_grad(set_to_none=True)
     # DDP averages gradients over ranks, while the loss is a mean over the masks of all ranks.
@@ -107,14 +144,27 @@ def train_step(
         lr=lr,
         target_ema=target_ema,
         num_clusters=num_clusters,
-        valid_fraction=num_masks / (plan.global_batch_size * num_clusters),
-        masks_per_image=num_masks / plan.global_batch_size,
+        valid_fraction=num_valid / (plan.global_batch_size * output.valid.shape[1]),
+        masks_per_image=num_valid / plan.global_batch_size,
         clusters_in_use=in_use / plan.global_batch_size,
         prediction_std=float(feature_std(output.predictions)),
         projection_std=float(feature_std(output.projections)),
         grad_norm=grad_norm,
         skipped=int(num_skipped),
     )
+
+
+def _mask_uniforms(step: int, settings: PretrainSettings, plan: BatchPlan, world: World) -> Tensor | None:
+    """What samples masks for the contrastive losses, (b, 2, n): a function of (seed, step, clustering group)."""
+    if settings.objective.loss == "byol":
+        return None
+    size, groups = settings.refine.clustering_group_size, plan.local_batch_size // settings.refine.clustering_group_size
+    shape = (size, 2, settings.objective.masks_per_view)
+    drawn = [
+        np.random.default_rng([settings.seed, step, group, 1]).random(shape, dtype=np.float32)
+        for group in range(world.rank * groups, (world.rank + 1) * groups)
+    ]
+    return torch.from_numpy(np.concatenate(drawn)).to(world.device)
 
 
 def _uniforms(num_clusters: int, step: int, settings: PretrainSettings, plan: BatchPlan, world: World) -> Tensor:
@@ -128,13 +178,15 @@ def _update(
     model: nn.Module, optimizer: Optimizer, step: int, settings: PretrainSettings, plan: BatchPlan
 ) -> tuple[float, float]:
     """LARS, then the target; returns the learning rate and τ that were used."""
-    optim, r2o = settings.optim, unwrapped(model)
-    lr = learning_rate_at(step, peak_lr=settings.peak_lr, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps)
-    target_ema = target_ema_at(step, base_target_ema=optim.base_target_ema, total_steps=plan.total_steps)
+    r2o = unwrapped(model)
+    lr, target_ema = settings.learning_rate(step, plan), settings.target_ema(step, plan)
     for group in optimizer.param_groups:
         group["lr"] = lr
+    if settings.optim.target_update == "before_step":
+        update_target(r2o.target, r2o.online, target_ema=target_ema)
     optimizer.step()
-    update_target(r2o.target, r2o.online, target_ema=target_ema)
+    if settings.optim.target_update == "after_step":
+        update_target(r2o.target, r2o.online, target_ema=target_ema)
     return lr, target_ema
 
 

@@ -1,13 +1,20 @@
 """LARS against the numbers of a hand-written loop in float64."""
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from train.optim import LARS
 
 
-def reference_step(w, g, m, *, lr, momentum=0.9, decay=0.1, eta=0.02):
+def reference_step(w, g, m, *, lr, momentum=0.9, decay=0.1, eta=0.02, release=False):
+    if release and w.ndim > 1:
+        norms = np.linalg.norm(w), np.linalg.norm(g)
+        g = (g + decay * w) * (eta * norms[0] / (norms[1] + decay * norms[0]) if min(norms) > 0 else 1.0)
+    if release:
+        m = momentum * m + lr * g
+        return w - m, m
     if w.ndim > 1:
         g = g + decay * w
         norms = np.linalg.norm(w), np.linalg.norm(g)
@@ -16,19 +23,22 @@ def reference_step(w, g, m, *, lr, momentum=0.9, decay=0.1, eta=0.02):
     return w - lr * m, m
 
 
-def test_three_steps_equal_the_reference() -> None:
+@pytest.mark.parametrize("form", ["deepmind", "release"])
+def test_three_steps_equal_the_reference(form: str) -> None:
     rng = np.random.default_rng(0)
     shapes = [(4, 3), (5,), (2, 3, 3, 3), (), (3, 3)]
     weights = [rng.normal(size=s) for s in shapes]
     weights[4][:] = 0  # a zero norm: ratio 1
     parameters = [nn.Parameter(torch.tensor(w, dtype=torch.float64)) for w in weights]
-    optimizer = LARS(parameters, momentum=0.9, weight_decay=0.1, trust_coefficient=0.02)
+    optimizer = LARS(parameters, momentum=0.9, weight_decay=0.1, trust_coefficient=0.02, form=form)
     moments = [np.zeros(s) for s in shapes]
     for lr in (0.5, 0.3, 0.0):
         for p, s in zip(parameters, shapes, strict=True):
             p.grad = torch.tensor(rng.normal(size=s), dtype=torch.float64)
         for i, p in enumerate(parameters):
-            weights[i], moments[i] = reference_step(weights[i], p.grad.numpy(), moments[i], lr=lr)
+            weights[i], moments[i] = reference_step(
+                weights[i], p.grad.numpy(), moments[i], lr=lr, release=form == "release"
+            )
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
         for p, w in zip(parameters, weights, strict=True):

@@ -15,7 +15,7 @@ from train.data.source import open_shards
 from train.distributed import World
 from train.optim import LARS
 from train.r2o.model import R2O
-from train.step import StepFigures, build_model, train_step
+from train.step import StepFigures, build_model, build_optimizer, train_step
 
 SETTINGS = PretrainSettings.model_validate(
     {
@@ -46,7 +46,7 @@ def step_on(model: R2O, optimizer: LARS, host: HostBatch) -> StepFigures:
 
 def fresh() -> tuple[R2O, LARS]:
     model = build_model(SETTINGS, max_superpixels=25).train()
-    return model, LARS(p for p in model.parameters() if p.requires_grad)
+    return model, build_optimizer(model, SETTINGS)
 
 
 def test_a_step_moves_the_online_network_first_and_then_the_target_towards_it(host: HostBatch) -> None:

@@ -55,6 +55,9 @@ def to_device(host: HostBatch, settings: PretrainSettings, device: torch.device)
         views=augmented.contiguous(memory_format=layout).unflatten(0, (batch, num_views)),
         crop_box=host.crop_box.to(device, non_blocking=True),
         flipped=host.flipped.to(device, non_blocking=True),
+        view_superpixels=None
+        if host.view_superpixels is None
+        else host.view_superpixels.to(device, non_blocking=True).int(),
     )
 
 
@@ -119,7 +122,8 @@ def _hand_over(batch: Batch, done: torch.cuda.Event) -> None:
     current = torch.cuda.current_stream()
     current.wait_event(done)
     for tensor in batch:
-        tensor.record_stream(current)
+        if tensor is not None:
+            tensor.record_stream(current)
 
 
 def ahead(items: Iterator[T], size: int = 1) -> Iterator[T]:

@@ -36,6 +36,7 @@ def check_shards(reader: ShardReader, settings: PretrainSettings) -> list[str]:
     Raises:
         InputError: something is wrong that they do not accept.
     """
+    max_superpixels(reader.manifest, settings)
     problems = reader.files.problems()
     if problems and settings.data.on_damage == "fail":
         raise InputError(next(iter(problems.values())))
@@ -47,6 +48,19 @@ def check_shards(reader: ShardReader, settings: PretrainSettings) -> list[str]:
         epoch=0,
     )
     return list(problems.values())
+
+
+def max_superpixels(manifest: Manifest, settings: PretrainSettings) -> int:
+    """Ids of the label maps that a run reads are below this. Raises InputError where the shards lack one of them."""
+    maps = settings.data.superpixel_maps
+    for name in maps:
+        if name not in manifest.maps:
+            has = f"; they have {', '.join(manifest.maps)}" if manifest.maps else ""
+            raise InputError(
+                f"pretrain.data.superpixel_maps: the shards have no map '{name}'{has}; make them with "
+                f"shards.maps.{name}"
+            )
+    return max((manifest.maps[name].max_superpixels for name in maps), default=manifest.max_superpixels)
 
 
 def describe_reading(reader: ShardReader, settings: PretrainSettings, *, node_ranks: range, num_ranks: int) -> str:

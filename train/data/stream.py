@@ -14,13 +14,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.manifest import Manifest
-from pipeline.artifacts.sample import IMAGE_MEMBER, META_MEMBER, SUPERPIXELS_MEMBER
+from pipeline.artifacts.sample import IMAGE_MEMBER, META_MEMBER, SUPERPIXELS_MEMBER, map_member
 from train.config import PretrainSettings
 from train.data.order import SampleOrder
 from train.data.shard_files import ShardFiles
 from train.data.views import Sample, make_sample
 
-NEEDED = (IMAGE_MEMBER, SUPERPIXELS_MEMBER, META_MEMBER)
 MAX_GAP = 64 * 1024  # bytes between members that are read along rather than sought over
 MAX_SUBSTITUTES = 4096  # damaged places in a row after which a set is taken for lost
 LOOK_AHEAD_STEPS = 256
@@ -71,18 +70,21 @@ class ShardReader:
         shard = int(np.searchsorted(self._ends, sample_id, side="right"))
         return shard, sample_id - (int(self._ends[shard - 1]) if shard else 0)
 
-    def read(self, sample_id: int) -> RawSample:
-        """One sample: its JPEG, superpixels and json.
+    def read(self, sample_id: int, label_map: str = SUPERPIXELS_MEMBER) -> RawSample:
+        """One sample: its JPEG, json and a label map.
 
+        Args:
+            label_map: the member that holds it.
         Raises:
             InputError: names the shard that is missing or damaged, or the sample that has no such member.
         """
         shard, row = self.place_of(sample_id)
         entry = self.files.entry(shard, row)
-        missing = [name for name in NEEDED if name not in entry.members]
+        needed = (IMAGE_MEMBER, label_map, META_MEMBER)
+        missing = [name for name in needed if name not in entry.members]
         if missing:
             raise InputError(f"{self.name_of(shard)}: sample {entry.key} has no {missing[0]}; run `make shards` again")
-        return RawSample(sample_id, entry.key, self._members(shard, entry.members))
+        return RawSample(sample_id, entry.key, self._members(shard, {name: entry.members[name] for name in needed}))
 
     def name_of(self, shard: int) -> str:
         """File name of a shard."""
@@ -95,8 +97,7 @@ class ShardReader:
         except InputError:
             return ""
 
-    def _members(self, shard: int, where: Mapping[str, tuple[int, int]]) -> dict[str, bytes]:
-        spans = {name: where[name] for name in NEEDED}
+    def _members(self, shard: int, spans: Mapping[str, tuple[int, int]]) -> dict[str, bytes]:
         begin = min(offset for offset, _ in spans.values())
         end = max(offset + size for offset, size in spans.values())
         if end - begin > sum(size for _, size in spans.values()) + MAX_GAP:
@@ -142,7 +143,10 @@ class SampleMaker:
         raise InputError(f"none of {tries + 1} samples in a row can be read, the first: {first}")
 
     def _make(self, sample_id: int, epoch: int) -> Sample:
-        raw = self.reader.read(sample_id)
+        further = self.settings.superpixel_map(epoch)
+        label_map = map_member(further) if further else SUPERPIXELS_MEMBER
+        raw = self.reader.read(sample_id, label_map)
+        manifest = self.reader.manifest
         try:
             return make_sample(
                 raw.members,
@@ -152,7 +156,8 @@ class SampleMaker:
                 seed=self.settings.seed,
                 data=self.settings.data,
                 augment=self.settings.augment,
-                max_superpixels=self.reader.manifest.max_superpixels,
+                max_superpixels=manifest.maps[further].max_superpixels if further else manifest.max_superpixels,
+                label_map=label_map,
             )
         except InputError as error:
             raise InputError(f"{self.reader.name_of(self.reader.place_of(sample_id)[0])}: {error}") from None

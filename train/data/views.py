@@ -122,15 +122,17 @@ def make_sample(
     data: DataSettings,
     augment: AugmentSettings,
     max_superpixels: int,
+    label_map: str = SUPERPIXELS_MEMBER,
 ) -> Sample:
     """Decode once, resize the whole image, cut two views.
 
     Args:
         members: the sample's files, by name.
+        label_map: the member that holds the superpixels.
     Raises:
         InputError: a member is missing or damaged, or the label map has ids that the manifest rules out.
     """
-    meta, superpixels = decode_labels(members, key=key, max_superpixels=max_superpixels)
+    meta, superpixels = decode_labels(members, key=key, max_superpixels=max_superpixels, label_map=label_map)
     rng = sample_rng(seed=seed, epoch=epoch, sample_id=sample_id)
     geometry = draw_geometry(rng, width=meta.width, height=meta.height, data=data, augment=augment)
     sample = Sample(
@@ -153,21 +155,24 @@ def make_sample(
     return sample._replace(image=image.permute(1, 2, 0), views=(views[0].permute(1, 2, 0), views[1].permute(1, 2, 0)))
 
 
-def decode_labels(members: Mapping[str, bytes], *, key: str, max_superpixels: int) -> tuple[SampleMeta, np.ndarray]:
+def decode_labels(
+    members: Mapping[str, bytes], *, key: str, max_superpixels: int, label_map: str = SUPERPIXELS_MEMBER
+) -> tuple[SampleMeta, np.ndarray]:
     """What a sample's json says, and its superpixels (S, S); the JPEG's header is compared with the json.
 
     Raises:
         InputError: names the key and what is missing or damaged.
     """
     try:
-        superpixels = decode_label_map(members[SUPERPIXELS_MEMBER])
+        superpixels = decode_label_map(members[label_map])
         meta = SampleMeta.decode(members[META_MEMBER])
         height, width, *_ = simplejpeg.decode_jpeg_header(members[IMAGE_MEMBER])
     except KeyError as error:
         raise InputError(f"sample {key} has no member {error.args[0]}; run `make shards` again") from None
     except ValueError as error:
         raise InputError(f"sample {key} is damaged ({error}); run `make shards` again") from None
-    limit = min(meta.num_superpixels, max_superpixels)
+    is_main = label_map == SUPERPIXELS_MEMBER  # the json counts the ids of that one
+    limit = min(meta.num_superpixels, max_superpixels) if is_main else max_superpixels
     if (height, width) != (meta.height, meta.width) or int(superpixels.max()) >= limit:
         raise InputError(f"sample {key}: image or label map is not what its json says; run `make shards` again")
     return meta, superpixels

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from train.config import SegmentationSettings
 from train.evals.segmentation_metrics import VOID
-from train.models.backbone import ResNetBackbone
+from train.models.backbone import Backbone
 
 STRIDE = 16  # of C4, and of the dilated C5
 
@@ -78,9 +78,7 @@ class FCN(nn.Module):
     scores are upsampled by exactly 16 and cut back, so that cells and pixels are aligned alike at every size.
     """
 
-    def __init__(
-        self, backbone: ResNetBackbone, *, num_classes: int, settings: SegmentationSettings, seed: int
-    ) -> None:
+    def __init__(self, backbone: Backbone, *, num_classes: int, settings: SegmentationSettings, seed: int) -> None:
         super().__init__()
         self.backbone = backbone
         with torch.random.fork_rng(devices=[]):
@@ -123,7 +121,7 @@ def segmentation_loss(
     return loss + settings.auxiliary_weight * auxiliary
 
 
-def _auxiliary_head(backbone: ResNetBackbone, num_classes: int, settings: SegmentationSettings) -> FCNHead | None:
+def _auxiliary_head(backbone: Backbone, num_classes: int, settings: SegmentationSettings) -> FCNHead | None:
     if settings.auxiliary_weight == 0:
         return None
     return FCNHead(

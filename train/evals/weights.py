@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Literal
 
 from train.export import ExportedBackbone
-from train.models.backbone import ResNetBackbone, build_backbone
+from train.models.backbone import Backbone, build_backbone
 
 Init = Literal["run", "random"]
 
 
-def initial_backbone(init: Init, *, exported: ExportedBackbone, seed: int, dilate_c5: bool) -> ResNetBackbone:
+def initial_backbone(init: Init, *, exported: ExportedBackbone, seed: int, dilate_c5: bool) -> Backbone:
     """A backbone to fine-tune.
 
     Args:
         init: "run" takes the exported weights; "random" takes their architecture only, its weights from `seed` alone.
-        dilate_c5: as in `ResNetBackbone`; the weights are the same either way.
+        dilate_c5: as in `Backbone`; the weights are the same either way.
     """
     if init == "run":
         return exported.build(dilate_c5=dilate_c5)

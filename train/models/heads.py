@@ -17,12 +17,12 @@ class RowBatchNorm(nn.BatchNorm1d):
 
 
 class Head(nn.Sequential):
-    """Linear → BN → ReLU → Linear without bias (Section 4, Architecture; BYOL)."""
+    """Linear → BN → ReLU → Linear, the last without bias (Section 4, Architecture; BYOL)."""
 
-    def __init__(self, in_size: int, *, hidden_size: int, out_size: int) -> None:
+    def __init__(self, in_size: int, *, hidden_size: int, out_size: int, output_bias: bool = False) -> None:
         super().__init__(
             nn.Linear(in_size, hidden_size),
             RowBatchNorm(hidden_size),
             nn.ReLU(inplace=True),
-            nn.Linear(hidden_size, out_size, bias=False),
+            nn.Linear(hidden_size, out_size, bias=output_bias),
         )

@@ -58,6 +58,11 @@ def _nearest(rows: Tensor, centres: Tensor, norms: Tensor) -> tuple[Tensor, Tens
     return torch.where(distance < RELATIVE_ZERO * scale, 0.0, distance), assignment
 
 
+def nearest_centre(rows: Float[Tensor, "g n c"], centres: Float[Tensor, "g k c"]) -> Int[Tensor, "g n"]:
+    """The centre that each row is nearest to, 0 … k-1."""
+    return _nearest(rows, centres, rows.square().sum(2))[1]
+
+
 def squared_distances(
     rows: Float[Tensor, "g n c"], centres: Float[Tensor, "g k c"], norms: Float[Tensor, "g n"] | None = None
 ) -> Float[Tensor, "g n k"]:
@@ -122,12 +127,14 @@ def _draw(weights: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _update_centres(rows: Tensor, valid: Tensor, centres: Tensor, assignment: Tensor, distance: Tensor) -> Tensor:
-    """Means of the assigned rows (invalid ones are zero); empty clusters move to the farthest rows, one each, while any are off a centre."""
+    """Means of the assigned rows (invalid ones are zero). Empty clusters move to the farthest rows, one each, while any
+    are off a centre.
+    """
     num_clusters = centres.shape[1]
     members = rows.new_zeros(*assignment.shape, num_clusters)
     members.scatter_(2, assignment.unsqueeze(2), valid.to(rows.dtype).unsqueeze(2))
     counts = members.sum(1)
-    # On a CPU the product would cost as much as the distances; on a GPU it is fast and adds in the same order each time.
+    # On a CPU the product would cost as much as the distances; on a GPU it is fast and always adds in the same order.
     sum_up = _sums_by_row if rows.device.type == "cpu" else _sums_by_product
     means = sum_up(rows, members, assignment) / counts.clamp(min=1).unsqueeze(2)
     empty = counts == 0

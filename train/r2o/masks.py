@@ -5,13 +5,13 @@ Every map covers the unit square of its image (see pipeline.artifacts.sample), w
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import roi_align
 
 MIN_VALID_AREA = 1e-3  # cells; a mask with less area in a view is not in that view
 
@@ -21,12 +21,6 @@ class Pooled(NamedTuple):
 
     features: Float[Tensor, "b m c"]
     area: Float[Tensor, "b m"]
-
-
-def one_hot_masks(label_map: Int[Tensor, "b h w"], num_labels: int) -> Float[Tensor, "b m h w"]:
-    """One float mask per id in 0 … num_labels-1; at each position exactly one of them is 1."""
-    masks = torch.zeros(label_map.shape[0], num_labels, *label_map.shape[1:], device=label_map.device)
-    return masks.scatter_(1, label_map.long().unsqueeze(1), 1.0)
 
 
 def cell_areas(label_map: Int[Tensor, "b h w"], num_labels: int, grid: tuple[int, int]) -> Float[Tensor, "b m gh gw"]:
@@ -61,37 +55,81 @@ def _cells_of_pixels(size: int, cells: int, device: torch.device) -> list[tuple[
     return parts
 
 
-def mask_pool(features: Float[Tensor, "b c h w"], masks: Float[Tensor, "b m h w"]) -> Pooled:
-    """Average features within each (soft) mask, by its true area (Section 3.1 for p_i, Section 3.2 for h)."""
+def mask_pool(features: Float[Tensor, "b c h w"], masks: Float[Tensor, "b m h w"], *, min_area: float = 0.0) -> Pooled:
+    """Average features within each (soft) mask, by its true area (Section 3.1 for p_i, Section 3.2 for h).
+
+    Args:
+        min_area: divide by no less than this (cells). The authors' release has 1, which shrinks smaller masks.
+    """
     flat_masks = masks.flatten(2)
     area = flat_masks.sum(2)
     total = torch.bmm(flat_masks.to(features.dtype), features.flatten(2).transpose(1, 2))
-    return Pooled(total / area.clamp(min=torch.finfo(area.dtype).tiny).unsqueeze(2).to(total.dtype), area)
+    divisor = area.clamp(min=max(min_area, torch.finfo(area.dtype).tiny))
+    return Pooled(total / divisor.unsqueeze(2).to(total.dtype), area)
 
 
-def align_masks(
-    masks: Float[Tensor, "b m h w"],
+def align_label_map(
+    label_map: Int[Tensor, "b h w"],
+    num_labels: int,
     *,
     crop_box: Float[Tensor, "b 4"],
     flipped: Bool[Tensor, " b"],
     size: tuple[int, int],
+    aligned: bool = True,
 ) -> Float[Tensor, "b m oh ow"]:
-    """Masks of the whole image as the view sees them, by RoIAlign (Section 4, Architecture).
+    """The masks of a label map as the view sees them, by RoIAlign (Section 4, Architecture).
 
-    `aligned=True` with adaptive sampling, so that cell centres are where they are in the image; the masks of a
-    partition still sum to 1 in every cell.
+    Equal to `torchvision.ops.roi_align` of the one-hot masks with adaptive sampling. Its weights are products of a
+    weight by row and one by column, so that each row of the map is spread over the output's columns as it lies, and no
+    mask is ever made at the map's own size. The masks of a view sum to 1 in every cell.
 
     Args:
         crop_box: xyxy in [0, 1]. flipped: the view was mirrored after its crop. size: the view's grid (high, wide).
+        aligned: cell centres are where they are in the image; False is half a cell off (the authors' release).
     """
-    height, width = masks.shape[2:]
-    scale = torch.tensor([width, height, width, height], dtype=masks.dtype, device=masks.device)
-    image_index = torch.arange(masks.shape[0], dtype=masks.dtype, device=masks.device).unsqueeze(1)
-    rois = torch.cat([image_index, crop_box.to(masks.dtype) * scale], dim=1)
-    aligned = roi_align(masks, rois, output_size=size, spatial_scale=1.0, sampling_ratio=-1, aligned=True)
-    return torch.where(flipped.view(-1, 1, 1, 1), aligned.flip(3), aligned)
+    batch, height, width = label_map.shape
+    box = crop_box.float()
+    rows = _roi_weights(box[:, 1], box[:, 3], cells=height, out=size[0], aligned=aligned)
+    columns = _roi_weights(box[:, 0], box[:, 2], cells=width, out=size[1], aligned=aligned)
+    columns = torch.where(flipped.view(-1, 1, 1), columns.flip(1), columns)
+    spread = torch.zeros(batch, size[1], height, num_labels, device=label_map.device)
+    labels = label_map.long().unsqueeze(1).expand(-1, size[1], -1, -1)  # b ow h w
+    spread.scatter_add_(3, labels, columns.unsqueeze(2).expand(-1, -1, height, -1))
+    return torch.einsum("bih,bjhm->bmij", rows, spread)
+
+
+def _roi_weights(low: Tensor, high: Tensor, *, cells: int, out: int, aligned: bool) -> Float[Tensor, "b out cells"]:
+    """RoIAlign along one axis: how much of each of the map's cells an output cell takes; rows sum to 1."""
+    offset = 0.5 if aligned else 0.0
+    start = low * cells - offset
+    length = (high * cells - offset) - start  # rounded as torchvision does, which decides the number of samples
+    bins = (length if aligned else length.clamp(min=1.0)) / out
+    count = bins.ceil().clamp(min=1.0)
+    place = torch.arange(cells // out + 1, device=low.device)
+    within = (place + 0.5) / count.unsqueeze(1)  # of a bin, b × samples
+    edges = torch.arange(out, device=low.device)
+    at = start.view(-1, 1, 1) + bins.view(-1, 1, 1) * (edges.view(1, -1, 1) + within.unsqueeze(1))  # b × out × samples
+    centre = torch.arange(cells, device=low.device)
+    share = (1 - (at.clamp(0, cells - 1).unsqueeze(3) - centre).abs()).clamp(min=0)
+    inside = (at >= -1) & (at <= cells)  # as torchvision: samples beyond give nothing; only unaligned boxes have them
+    used = inside & (place < count.unsqueeze(1)).unsqueeze(1)
+    return (share * used.unsqueeze(3)).sum(2) / count.view(-1, 1, 1)
 
 
 def sample_label_map(label_map: Int[Tensor, "b h w"], size: tuple[int, int]) -> Int[Tensor, "b oh ow"]:
     """The ids at the centres of a grid's cells; ids are gathered, never interpolated."""
     return F.interpolate(label_map.unsqueeze(1).float(), size=size, mode="nearest-exact").squeeze(1).to(label_map.dtype)
+
+
+def grid_label_map(rows: int, columns: int, *, like: Int[Tensor, "b h w"]) -> Int[Tensor, "b h w"]:
+    """A label map of equal rectangles, of the shape of `like`: the spatial priors of Tables 5 and A5."""
+    height, width = like.shape[1:]
+    row = torch.arange(height, device=like.device) * rows // height
+    column = torch.arange(width, device=like.device) * columns // width
+    return (row.view(-1, 1) * columns + column).to(like.dtype).expand_as(like)
+
+
+def grid_of(num_cells: int) -> tuple[int, int]:
+    """Rows and columns of the squarest grid of at most `num_cells` cells, with the most of them."""
+    rows = math.isqrt(num_cells)
+    return rows, num_cells // rows

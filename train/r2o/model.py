@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -12,9 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from train.r2o.loss import symmetric_loss_sum
-from train.r2o.masks import MIN_VALID_AREA, align_masks, mask_pool, one_hot_masks
-from train.r2o.refine import clusters_in_use, refine
+from train.r2o.loss import Gather, byol_loss, contrastive_loss_sum, only_here, sample_masks
+from train.r2o.masks import MIN_VALID_AREA, align_label_map, cell_areas, mask_pool
+from train.r2o.refine import Refinement, clusters_in_use, refine, unrefined
+
+C4_STRIDE = 16
 
 
 class Batch(NamedTuple):
@@ -25,18 +27,47 @@ class Batch(NamedTuple):
     views: Float[Tensor, "b 2 3 vh vw"]
     crop_box: Float[Tensor, "b 2 4"]
     flipped: Bool[Tensor, "b 2"]
+    view_superpixels: Int[Tensor, "b 2 vh vw"] | None = None
+
+
+class Objective(NamedTuple):
+    """What is learned from the masks, and how. The defaults are the paper's.
+
+    Attributes:
+        loss: `byol` (Eqs. 4, 5); `detcon_b`; `nt_xent`, the same contrast without predictor and target (A.4).
+        view_masks: `refined`, aligned with the views; `superpixels`, cropped jointly with them (DetCon's own).
+        rows: which masks go through the heads: those `valid` in both views, or `all` (the release; the loss leaves
+            the others out).
+        min_pool_area: see `mask_pool`; 1 in the release.
+        concatenate: both views in one forward pass, so that their batch statistics mix (the release).
+        aligned: see `align_label_map`; False in the release.
+        masks_per_view, temperature: of the contrastive losses.
+    """
+
+    loss: str = "byol"
+    view_masks: str = "refined"
+    rows: str = "valid"
+    min_pool_area: float = 0.0
+    concatenate: bool = False
+    aligned: bool = True
+    masks_per_view: int = 16
+    temperature: float = 0.1
 
 
 class Output(NamedTuple):
-    """What one forward pass gives. Sums and counts are of the local batch, so that ranks can be pooled."""
+    """What one forward pass gives. Sums and counts are of the local batch, so that ranks can be pooled.
+
+    `valid`: masks that are in both views. `num_masks`: what the loss is averaged over. `refined_map` is None where
+    superpixels were cropped with the views instead.
+    """
 
     loss_sum: Float[Tensor, ""]
     num_masks: Int[Tensor, ""]
-    valid: Bool[Tensor, "b k"]
-    refined_map: Int[Tensor, "b rh rw"]
+    valid: Bool[Tensor, "b m"]
+    refined_map: Int[Tensor, "b rh rw"] | None
     clusters_in_use: Float[Tensor, " b"]
-    predictions: Float[Tensor, "m d"]
-    projections: Float[Tensor, "m d"]
+    predictions: Float[Tensor, "r d"]
+    projections: Float[Tensor, "r d"]
 
 
 class R2O(nn.Module):
@@ -44,51 +75,58 @@ class R2O(nn.Module):
 
     Args:
         backbone: returns `c4` and `c5`; `forward_c4` gives C4 alone.
-        group_size, iterations, normalize, assign: see `refine`.
-        max_superpixels: superpixel ids are below this.
+        predictor: None for `nt_xent`.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
         projector: nn.Module,
-        predictor: nn.Module,
+        predictor: nn.Module | None,
         *,
-        max_superpixels: int,
-        group_size: int,
-        iterations: int,
-        normalize: bool = True,
-        assign: str = "cell",
+        refinement: Refinement,
+        objective: Objective | None = None,
     ) -> None:
         super().__init__()
         self.online = nn.ModuleDict({"backbone": backbone, "projector": projector})
-        self.predictor = predictor
+        self.predictor = predictor or nn.Identity()
         self.target = copy.deepcopy(self.online).requires_grad_(False)
-        self.max_superpixels, self.group_size = max_superpixels, group_size
-        self.iterations, self.normalize, self.assign = iterations, normalize, assign
+        self.refinement, self.objective = refinement, objective or Objective()
+        self.gather: Gather = only_here
 
-    def forward(self, batch: Batch, uniforms: Float[Tensor, "g k t"]) -> Output:
-        """Refine, align, pool and compare (Sections 3.1, 3.2). K is `uniforms.shape[1]`."""
-        num_clusters = uniforms.shape[1]
-        refined_map = self.refine(batch.images, batch.superpixels, uniforms)
-        online = tuple(self.online["backbone"](batch.views[:, v]).c5 for v in (0, 1))
-        masks = self.view_masks(refined_map, batch, num_clusters, size=(online[0].shape[2], online[0].shape[3]))
-        valid = torch.stack([m.sum((2, 3)) > MIN_VALID_AREA for m in masks]).all(0)
-        rows = valid.flatten().nonzero().squeeze(1)
+    def forward(
+        self,
+        batch: Batch,
+        uniforms: Float[Tensor, "g k t"],
+        mask_uniforms: Float[Tensor, "b 2 n"] | None = None,
+    ) -> Output:
+        """Refine, align, pool and compare (Sections 3.1, 3.2). K is `uniforms.shape[1]`.
+
+        Args:
+            mask_uniforms: random numbers in [0, 1) that sample masks for the contrastive losses.
+        """
+        refined_map, num_masks = None, self.refinement.max_superpixels
+        if self.objective.view_masks == "refined":
+            refined_map = self.refine(batch.images, batch.superpixels, uniforms)
+            num_masks = self.refinement.num_masks(uniforms.shape[1])
+        online = self._c5(self.online, batch.views)
+        masks = self._view_masks(refined_map, batch, num_masks, size=(online[0].shape[2], online[0].shape[3]))
+        present = torch.stack([m.sum((2, 3)) > MIN_VALID_AREA for m in masks], 1)
         with torch.no_grad():
-            projections = tuple(
-                self._project(self.target, self.target["backbone"](batch.views[:, v]).c5, masks[v], rows)
-                for v in (0, 1)
-            )
-        predictions = tuple(self.predictor(self._project(self.online, online[v], masks[v], rows)) for v in (0, 1))
+            target = online if self.objective.loss == "nt_xent" else self._c5(self.target, batch.views)
+        pooled = [self._pool(c5, masks) for c5 in (online, target)]
+        compare = self._byol if self.objective.loss == "byol" else self._contrast
+        loss_sum, count, predictions, projections = compare(pooled[0], pooled[1], present, mask_uniforms)
         return Output(
-            loss_sum=symmetric_loss_sum((predictions[0], predictions[1]), (projections[0], projections[1])),
-            num_masks=valid.sum(),
-            valid=valid,
+            loss_sum=loss_sum,
+            num_masks=count,
+            valid=present.all(1),
             refined_map=refined_map,
-            clusters_in_use=clusters_in_use(refined_map, num_clusters=num_clusters),
-            predictions=predictions[0].detach(),
-            projections=projections[0],
+            clusters_in_use=present.any(1).sum(1).float()
+            if refined_map is None
+            else clusters_in_use(refined_map, num_clusters=num_masks),
+            predictions=predictions.detach(),
+            projections=projections.detach(),
         )
 
     @torch.no_grad()
@@ -96,35 +134,96 @@ class R2O(nn.Module):
         self, images: Float[Tensor, "b 3 h w"], superpixels: Int[Tensor, "b sh sw"], uniforms: Float[Tensor, "g k t"]
     ) -> Int[Tensor, "b rh rw"]:
         """The refined map m of whole images, from the target's C4 (train-mode statistics, buffers left alone)."""
+        if not self.refinement.needs_features:
+            c4_size = (-(-images.shape[2] // C4_STRIDE), -(-images.shape[3] // C4_STRIDE))
+            return unrefined(superpixels, self.refinement, num_clusters=uniforms.shape[1], c4_size=c4_size)
         with batch_norm_buffers_kept(self.target):
             c4 = self.target["backbone"].forward_c4(images)  # type: ignore[operator]
         with torch.autocast(c4.device.type, enabled=False):
-            return refine(
-                c4,
-                superpixels,
-                max_superpixels=self.max_superpixels,
-                group_size=self.group_size,
-                uniforms=uniforms,
-                iterations=self.iterations,
-                normalize=self.normalize,
-                assign=self.assign,
-            )
+            return refine(c4, superpixels, self.refinement, uniforms=uniforms)
 
-    @staticmethod
-    def view_masks(
-        refined_map: Int[Tensor, "b rh rw"], batch: Batch, num_clusters: int, *, size: tuple[int, int]
-    ) -> tuple[Float[Tensor, "b k h5 w5"], ...]:
-        """m1 and m2: the refined masks as each view sees them, on its C5 grid."""
-        refined_masks = one_hot_masks(refined_map, num_clusters)
-        return tuple(
-            align_masks(refined_masks, crop_box=batch.crop_box[:, v], flipped=batch.flipped[:, v], size=size)
+    def _view_masks(
+        self, refined_map: Tensor | None, batch: Batch, num_masks: int, *, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """m1 and m2 on the C5 grids of the views, (b, m, h5, w5)."""
+        if refined_map is None:
+            assert batch.view_superpixels is not None, "views came without their superpixels"
+            first, second = (cell_areas(batch.view_superpixels[:, v], num_masks, size) for v in (0, 1))
+            return first, second
+        first, second = (
+            align_label_map(
+                refined_map,
+                num_masks,
+                crop_box=batch.crop_box[:, v],
+                flipped=batch.flipped[:, v],
+                size=size,
+                aligned=self.objective.aligned,
+            )
             for v in (0, 1)
         )
+        return first, second
 
-    @staticmethod
-    def _project(network: nn.ModuleDict, c5: Tensor, masks: Tensor, rows: Tensor) -> Tensor:
-        """z: mask-pooled C5 through the projector, for the masks valid in both views only."""
-        return network["projector"](mask_pool(c5, masks).features.flatten(0, 1)[rows])
+    def _c5(self, network: nn.ModuleDict, views: Tensor) -> tuple[Tensor, Tensor]:
+        return self._each(lambda images: network["backbone"](images).c5, views[:, 0], views[:, 1])
+
+    def _each(self, function: Callable[[Tensor], Tensor], first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """A function of each view's part, on its own or, with `concatenate`, on both at once."""
+        if not self.objective.concatenate:
+            return function(first), function(second)
+        both = function(torch.cat([first, second]))
+        return both[: len(first)], both[len(first) :]
+
+    def _pool(self, c5: tuple[Tensor, Tensor], masks: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """h: C5 of each view averaged within each mask, (b, m, c)."""
+        area = self.objective.min_pool_area
+        first, second = (mask_pool(c5[v], masks[v], min_area=area).features for v in (0, 1))
+        return first, second
+
+    def _byol(
+        self, online: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], present: Tensor, _: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Eqs. 4 and 5 over the masks that are in both views; only those go through the heads unless `rows: all`."""
+        valid = present.all(1).flatten()
+        every = self.objective.rows == "all"
+        rows = torch.arange(len(valid), device=valid.device) if every else valid.nonzero().squeeze(1)
+        q, z = self._heads([h.flatten(0, 1)[rows] for h in online], [h.flatten(0, 1)[rows] for h in target])
+        both = byol_loss(q[0], z[1]) + byol_loss(q[1], z[0])
+        return torch.where(valid[rows], both, 0.0).sum(), valid.sum(), q[0], z[0]
+
+    def _contrast(
+        self,
+        online: tuple[Tensor, Tensor],
+        target: tuple[Tensor, Tensor],
+        present: Tensor,
+        mask_uniforms: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """DetCon's loss over masks sampled in each view."""
+        assert mask_uniforms is not None, "contrastive losses sample masks"
+        ids = [sample_masks(present[:, v], mask_uniforms[:, v]) for v in (0, 1)]
+        index = [i.unsqueeze(2) for i in ids]
+        sampled = [
+            [h[v].gather(1, index[v].expand(-1, -1, h[v].shape[2])).flatten(0, 1) for v in (0, 1)]
+            for h in (online, target)
+        ]
+        q, z = self._heads(*sampled)
+        shape = (*ids[0].shape, -1)
+        loss_sum = contrastive_loss_sum(
+            (q[0].view(shape), q[1].view(shape)),
+            (z[0].view(shape), z[1].view(shape)),
+            (ids[0], ids[1]),
+            temperature=self.objective.temperature,
+            gather=self.gather,
+        )
+        return loss_sum, torch.tensor(ids[0].numel(), device=q[0].device), q[0], z[0]
+
+    def _heads(self, online: list[Tensor], target: list[Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """q_θ(z_θ) and z_ξ of both views' rows; for NT-Xent, z_θ twice."""
+        projections = self._each(self.online["projector"], *online)
+        if self.objective.loss == "nt_xent":
+            return projections, projections
+        with torch.no_grad():
+            targets = self._each(self.target["projector"], *target)
+        return self._each(self.predictor, *projections), targets
 
 
 @contextmanager

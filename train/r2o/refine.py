@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from train.r2o.kmeans import kmeans, squared_distances
-from train.r2o.masks import cell_areas, mask_pool, sample_label_map
+from train.r2o.kmeans import kmeans, nearest_centre
+from train.r2o.masks import cell_areas, grid_label_map, grid_of, mask_pool, sample_label_map
 
 SUPERPIXEL_GRID = 56  # cells of the refined map where superpixels, not C4 cells, are assigned (authors' release)
 
@@ -29,48 +29,101 @@ def pool_regions(c4: Float[Tensor, "b c h w"], superpixels: Int[Tensor, "b sh sw
     return Regions(features, area > 0)
 
 
+class Refinement(NamedTuple):
+    """How masks are made. The defaults are the paper's.
+
+    Attributes:
+        clustering: `kmeans`, or `none`: the regions themselves are the masks (Table 5's rows without refinement).
+        regions: the prior: `superpixels`; `grid`, equal rectangles; `cells`, those of C4; `image`, one region.
+        grid: rows and columns of `grid`; None: the squarest grid of at most K cells.
+        max_superpixels: ids are below this.
+        group_size: images per K-means; the batch holds whole groups.
+        iterations: Lloyd iterations.
+        normalize: L2-normalise regions and cells first.
+        assign: `cell` gives each C4 cell to its nearest centre (the paper), `superpixel` each region, painted at
+            56 × 56 (the authors' release).
+    """
+
+    max_superpixels: int
+    group_size: int
+    clustering: str = "kmeans"
+    regions: str = "superpixels"
+    grid: tuple[int, int] | None = None
+    iterations: int = 10
+    normalize: bool = True
+    assign: str = "cell"
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether the target's C4 decides about the masks."""
+        return self.clustering == "kmeans"
+
+    def num_regions(self, num_clusters: int) -> int:
+        """Ids of a region are below this."""
+        rows, columns = self.grid or grid_of(num_clusters)
+        return {"superpixels": self.max_superpixels, "grid": rows * columns, "image": 1}[self.regions]
+
+    def num_masks(self, num_clusters: int) -> int:
+        """Ids of a refined map are below this."""
+        return num_clusters if self.clustering == "kmeans" else self.num_regions(num_clusters)
+
+    def region_map(self, superpixels: Int[Tensor, "b sh sw"], num_clusters: int) -> Int[Tensor, "b sh sw"]:
+        """The prior R as a label map."""
+        if self.regions == "superpixels":
+            return superpixels
+        rows, columns = (1, 1) if self.regions == "image" else self.grid or grid_of(num_clusters)
+        return grid_label_map(rows, columns, like=superpixels)
+
+
+def unrefined(
+    superpixels: Int[Tensor, "b sh sw"], how: Refinement, *, num_clusters: int, c4_size: tuple[int, int]
+) -> Int[Tensor, "b rh rw"]:
+    """The regions themselves, painted as the refined map would be."""
+    return sample_label_map(how.region_map(superpixels, num_clusters), _painted_size(superpixels, how, c4_size)).long()
+
+
 def refine(
     c4: Float[Tensor, "b c h w"],
     superpixels: Int[Tensor, "b sh sw"],
+    how: Refinement,
     *,
-    max_superpixels: int,
-    group_size: int,
     uniforms: Float[Tensor, "g k t"],
-    iterations: int,
-    normalize: bool = True,
-    assign: str = "cell",
 ) -> Int[Tensor, "b rh rw"]:
     """The refined map m: K-means over the regions of each group of consecutive images (Eq. 3), painted on a grid.
 
     Args:
-        max_superpixels: ids are below this.
-        group_size: images per K-means; the batch holds whole groups.
         uniforms: per group and centre, see `kmeans`; K is their count.
-        normalize: L2-normalise regions and cells first.
-        assign: `cell` gives each C4 cell to its nearest centre (the paper), `superpixel` each superpixel, painted at
-            56 × 56 (the authors' release).
     Returns:
-        cluster ids in 0 … K-1, of C4's size for `cell`.
+        cluster ids in 0 … K-1, of C4's size for `assign: cell`.
     """
-    assert c4.shape[0] == uniforms.shape[0] * group_size, f"{c4.shape[0]} images are no whole groups of {group_size}"
-    regions = pool_regions(c4, superpixels, max_superpixels=max_superpixels)
-    rows = _normalized(regions.features) if normalize else regions.features
-    clusters = kmeans(
-        rows.view(-1, group_size * max_superpixels, rows.shape[2]),
-        regions.valid.view(-1, group_size * max_superpixels),
-        uniforms=uniforms,
-        iterations=iterations,
-    )
-    if assign == "superpixel":
-        size = (min(SUPERPIXEL_GRID, superpixels.shape[1]), min(SUPERPIXEL_GRID, superpixels.shape[2]))
-        painted = sample_label_map(superpixels, size).long()
-        of_superpixel = clusters.assignment.view(c4.shape[0], max_superpixels)
-        return of_superpixel.gather(1, painted.flatten(1)).view_as(painted)
+    batch, num_clusters = c4.shape[0], uniforms.shape[1]
+    assert batch == uniforms.shape[0] * how.group_size, f"{batch} images are no whole groups of {how.group_size}"
     cells = c4.float().flatten(2).transpose(1, 2)
-    cells = _normalized(cells) if normalize else cells
-    grouped = cells.reshape(-1, group_size * cells.shape[1], cells.shape[2])
-    nearest = squared_distances(grouped, clusters.centres).argmin(2)
-    return nearest.view(c4.shape[0], *c4.shape[2:])
+    cells = _normalized(cells) if how.normalize else cells
+    if how.regions == "cells":
+        rows, valid = cells, torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
+    else:
+        region_map = how.region_map(superpixels, num_clusters)
+        regions = pool_regions(c4, region_map, max_superpixels=how.num_regions(num_clusters))
+        rows, valid = _normalized(regions.features) if how.normalize else regions.features, regions.valid
+    clusters = kmeans(
+        rows.reshape(-1, how.group_size * rows.shape[1], rows.shape[2]),
+        valid.view(-1, how.group_size * valid.shape[1]),
+        uniforms=uniforms,
+        iterations=how.iterations,
+    )
+    if how.assign == "superpixel" and how.regions != "cells":
+        painted = sample_label_map(region_map, _painted_size(superpixels, how, (c4.shape[2], c4.shape[3]))).long()
+        of_region = clusters.assignment.view(batch, -1)
+        return of_region.gather(1, painted.flatten(1)).view_as(painted)
+    nearest = nearest_centre(cells.reshape(-1, how.group_size * cells.shape[1], cells.shape[2]), clusters.centres)
+    return nearest.view(batch, *c4.shape[2:])
+
+
+def _painted_size(superpixels: Tensor, how: Refinement, c4_size: tuple[int, int]) -> tuple[int, int]:
+    if how.assign == "cell":
+        return c4_size
+    return min(SUPERPIXEL_GRID, superpixels.shape[1]), min(SUPERPIXEL_GRID, superpixels.shape[2])
 
 
 def _normalized(features: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def test_workers_ranks_and_resumption_change_nothing(shards: Path) -> None:
 def test_resuming_reads_nothing_of_what_is_skipped(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     original = ShardReader.read
-    monkeypatch.setattr(ShardReader, "read", lambda self, i: read.append(i) or original(self, i))
+    monkeypatch.setattr(ShardReader, "read", lambda self, i, *more: read.append(i) or original(self, i, *more))
     last = batches(shards, range(11, 12))
     assert sorted(read) == sorted(last[0].sample_id.tolist())
 
@@ -231,7 +231,7 @@ def test_what_a_node_reads_is_stated(shards: Path, tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_one_line(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ShardReader, "read", lambda self, i: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(ShardReader, "read", lambda self, *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(InputError, match="a decoding process was killed, as a rule for want of memory"):
         batches(shards, range(4), workers=1)
 

@@ -21,7 +21,7 @@ from train.data.views import (
     make_sample,
     random_crop_box,
 )
-from train.r2o.masks import align_masks
+from train.r2o.masks import align_label_map
 
 PALETTE = np.random.default_rng(0).integers(30, 226, (16, 3)).astype(np.uint8)
 
@@ -182,9 +182,9 @@ def pooled_masks(label_map: np.ndarray, box: tuple[float, ...], flipped: bool, c
 
 
 def aligned(label_map: np.ndarray, box: tuple[float, ...], flipped: bool, cells: int) -> torch.Tensor:
-    masks = torch.nn.functional.one_hot(torch.from_numpy(label_map.astype(np.int64)), 16).permute(2, 0, 1).float()
-    return align_masks(
-        masks[None],
+    return align_label_map(
+        torch.from_numpy(label_map.astype(np.int64))[None],
+        16,
         crop_box=torch.tensor([box], dtype=torch.float32),
         flipped=torch.tensor([flipped]),
         size=(cells, cells),

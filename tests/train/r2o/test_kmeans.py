@@ -112,7 +112,7 @@ def test_degenerate_rows_give_finite_centres_and_a_cluster_for_every_row(
 
 
 def test_empty_clusters_move_to_the_farthest_rows_one_each() -> None:
-    rows = torch.tensor([[[0.0, 0.0], [0.0, 1.0], [9.0, 0.0], [0.0, 7.0], [0.0, 0.0]]])  # the last is invalid, thus zero
+    rows = torch.tensor([[[0.0, 0.0], [0.0, 1.0], [9.0, 0.0], [0.0, 7.0], [0.0, 0.0]]])
     valid = torch.tensor([[True, True, True, True, False]])
     centres = torch.tensor([[[0.0, 0.5], [-30.0, 0.0], [-30.0, 1.0]]])
     distance, assignment = squared_distances(rows, centres).min(2)

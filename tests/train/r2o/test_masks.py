@@ -3,9 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import roi_align
 
 from train.data.views import crop_label_map
-from train.r2o.masks import align_masks, cell_areas, mask_pool, one_hot_masks, sample_label_map
+from train.r2o.masks import (
+    align_label_map,
+    cell_areas,
+    grid_label_map,
+    grid_of,
+    mask_pool,
+    sample_label_map,
+)
 
 
 def blocky_map(seed: int, size: int, num_labels: int, block: int) -> np.ndarray:
@@ -71,31 +79,66 @@ def full_box(batch: int) -> torch.Tensor:
 
 
 def test_the_full_box_is_the_identity_and_two_flips_are_none() -> None:
-    masks = one_hot_masks(torch.randint(0, 5, (2, 7, 9)), 5)
+    label_map = torch.randint(0, 5, (2, 7, 9))
+    masks = one_hot_masks(label_map, 5)
     kept, turned = torch.tensor([False, False]), torch.tensor([True, True])
-    same = align_masks(masks, crop_box=full_box(2), flipped=kept, size=(7, 9))
+    same = align_label_map(label_map, 5, crop_box=full_box(2), flipped=kept, size=(7, 9))
     torch.testing.assert_close(same, masks)
-    flipped = align_masks(masks, crop_box=full_box(2), flipped=turned, size=(7, 9))
+    flipped = align_label_map(label_map, 5, crop_box=full_box(2), flipped=turned, size=(7, 9))
     torch.testing.assert_close(flipped, masks.flip(3))
-    twice = align_masks(flipped, crop_box=full_box(2), flipped=turned, size=(7, 9))
+    twice = align_label_map(label_map.flip(2), 5, crop_box=full_box(2), flipped=turned, size=(7, 9))
     torch.testing.assert_close(twice, masks)
+
+
+def one_hot_masks(label_map: torch.Tensor, num_labels: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(label_map.long(), num_labels).movedim(3, 1).float()
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "size"), [((14, 14), (7, 7)), ((56, 56), (7, 7)), ((6, 9), (7, 4)), ((14, 14), (1, 1))]
+)
+def test_alignment_is_torchvision_s_roi_align(shape: tuple[int, int], size: tuple[int, int], aligned: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    label_map = torch.randint(0, 9, (64, *shape), generator=generator)
+    corners = torch.rand(64, 2, 2, generator=generator).sort(1).values
+    corners[:8] = (corners[:8] * 8).round() / 8  # also borders that floats represent exactly
+    corners[:, 1] = corners[:, 1].clamp(min=corners[:, 0] + 0.125)
+    boxes = torch.cat([corners[:, 0], corners[:, 1]], 1).clamp(max=1)
+    flipped = torch.rand(64, generator=generator) < 0.5
+    scaled = boxes * torch.tensor([shape[1], shape[0], shape[1], shape[0]])
+    rois = torch.cat([torch.arange(64.0).unsqueeze(1), scaled], 1)
+    expected = roi_align(one_hot_masks(label_map, 9), rois, output_size=size, sampling_ratio=-1, aligned=aligned)
+    expected = torch.where(flipped.view(-1, 1, 1, 1), expected.flip(3), expected)
+    ours = align_label_map(label_map, 9, crop_box=boxes, flipped=flipped, size=size, aligned=aligned)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("k", "grid"), [(1, (1, 1)), (4, (2, 2)), (7, (2, 3)), (100, (10, 10)), (128, (11, 11))])
+def test_grids_of_k_cells(k: int, grid: tuple[int, int]) -> None:
+    assert grid_of(k) == grid
+    label_map = grid_label_map(*grid, like=torch.zeros(2, 24, 24, dtype=torch.int32))
+    areas = label_map[0].flatten().bincount(minlength=grid[0] * grid[1])
+    assert len(areas) == grid[0] * grid[1]
+    assert int(areas.min()) > 0
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_boxes_on_cell_borders_give_the_cells_themselves(flip: bool) -> None:
     label_map = torch.randint(0, 6, (1, 8, 8))
     box = torch.tensor([[2 / 8, 1 / 8, 7 / 8, 5 / 8]])
-    aligned = align_masks(one_hot_masks(label_map, 6), crop_box=box, flipped=torch.tensor([flip]), size=(4, 5))
+    aligned = align_label_map(label_map, 6, crop_box=box, flipped=torch.tensor([flip]), size=(4, 5))
     cells = label_map[:, 1:5, 2:7]
     torch.testing.assert_close(aligned, one_hot_masks(cells.flip(2) if flip else cells, 6))
 
 
 def test_masks_of_a_partition_sum_to_one_in_every_cell() -> None:
     generator = torch.Generator().manual_seed(1)
-    masks = one_hot_masks(torch.randint(0, 7, (16, 14, 14), generator=generator), 7)
+    label_map = torch.randint(0, 7, (16, 14, 14), generator=generator)
     corners = torch.rand(16, 2, 2, generator=generator).sort(1).values
     boxes = torch.cat([corners[:, 0], corners[:, 1]], 1)
-    aligned = align_masks(masks, crop_box=boxes, flipped=torch.rand(16, generator=generator) < 0.5, size=(7, 7))
+    flipped = torch.rand(16, generator=generator) < 0.5
+    aligned = align_label_map(label_map, 7, crop_box=boxes, flipped=flipped, size=(7, 7))
     torch.testing.assert_close(aligned.sum(1), torch.ones(16, 7, 7))
 
 
@@ -108,8 +151,9 @@ def test_alignment_agrees_with_the_masks_of_the_jointly_cropped_label_map() -> N
         left, top = rng.uniform(0, 0.5, 2)
         box = (left, top, left + rng.uniform(0.3, 0.5), top + rng.uniform(0.3, 0.5))
         flip = bool(seed % 2)
-        aligned = align_masks(
-            one_hot_masks(torch.from_numpy(label_map)[None], 6),
+        aligned = align_label_map(
+            torch.from_numpy(label_map)[None],
+            6,
             crop_box=torch.tensor([box], dtype=torch.float32),
             flipped=torch.tensor([flip]),
             size=(7, 7),

@@ -1,6 +1,7 @@
 """The whole method on a small network against a plain reference."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,17 +9,22 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from train.ema import update_target
 from train.models.backbone import build_backbone
 from train.models.heads import Head
 from train.r2o.kmeans import seeding_uniforms
-from train.r2o.model import R2O, Batch
+from train.r2o.model import R2O, Batch, Objective
+from train.r2o.refine import Refinement
 
 
-def small_model(group_size: int = 4) -> R2O:
+def small_model(group_size: int = 4, objective: dict[str, object] | None = None, **refinement: object) -> R2O:
     torch.manual_seed(0)
     backbone = build_backbone("resnet18", seed=0)
     heads = Head(512, hidden_size=32, out_size=16), Head(16, hidden_size=32, out_size=16)
-    return R2O(backbone, *heads, max_superpixels=16, group_size=group_size, iterations=5).train()
+    return R2O(
+        backbone, *heads, refinement=Refinement(max_superpixels=16, group_size=group_size, iterations=5, **refinement),
+        objective=Objective(**objective or {}),
+    ).train()  # fmt: skip
 
 
 def batch_of(size: int = 4, *, boxes: torch.Tensor | None = None) -> Batch:
@@ -91,6 +97,91 @@ def test_one_cluster_is_byol() -> None:
     pooled = F.adaptive_avg_pool2d(model.online["backbone"](batch.views[:, 0]).c5, 1).flatten(1)
     prediction = model.predictor(model.online["projector"](pooled))
     torch.testing.assert_close(output.predictions, prediction.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_one_cluster_stays_byol_over_five_float64_steps() -> None:
+    """Loss and gradients against global average pooling, written out, for five steps of SGD and EMA."""
+    model = small_model().double()
+    byol = copy.deepcopy(model)
+    for step in range(5):
+        batch = batch_of()
+        batch = batch._replace(
+            images=batch.images.double(), views=(batch.views + 0.1 * step).double(), superpixels=batch.superpixels
+        )
+        output = model(batch, seeds(1))
+        loss = output.loss_sum / output.num_masks
+        online = [byol.online["backbone"](batch.views[:, v]).c5.mean((2, 3)) for v in (0, 1)]
+        with torch.no_grad():
+            z = [byol.target["projector"](byol.target["backbone"](batch.views[:, v]).c5.mean((2, 3))) for v in (0, 1)]
+        q = [byol.predictor(byol.online["projector"](h)) for h in online]
+        expected = sum((F.normalize(q[v], dim=1) - F.normalize(z[1 - v], dim=1)).square().sum(1) for v in (0, 1)).mean()
+        assert abs(loss.item() - expected.item()) < 1e-6
+        for one, total in ((model, loss), (byol, expected)):
+            one.zero_grad()
+            total.backward()
+        for (name, a), b in zip(model.named_parameters(), byol.parameters(), strict=True):
+            if a.requires_grad:
+                assert (a.grad - b.grad).abs().max() < 1e-6, (step, name)
+        for one in (model, byol):
+            with torch.no_grad():
+                for p in one.parameters():
+                    if p.requires_grad:
+                        p -= 0.01 * p.grad
+            update_target(one.target, one.online, target_ema=0.9)
+
+
+def test_the_byol_baseline_is_one_cluster_without_its_features() -> None:
+    one, batch = small_model(), batch_of()
+    byol = small_model(clustering="none", regions="image")
+    ours, theirs = one(batch, seeds(1)), byol(batch, seeds(7))
+    torch.testing.assert_close(ours.loss_sum, theirs.loss_sum, atol=1e-5, rtol=1e-5)
+    assert theirs.valid.shape == (4, 1)
+
+
+def test_all_rows_give_the_loss_of_the_valid_ones_when_all_are_valid() -> None:
+    batch = batch_of(boxes=torch.tensor([[[0.0, 0.0, 1.0, 1.0]] * 2] * 4))
+    valid, every = (small_model(objective={"rows": rows})(batch, seeds(1)) for rows in ("valid", "all"))
+    torch.testing.assert_close(valid.loss_sum, every.loss_sum)
+
+
+@pytest.mark.parametrize("num_clusters", [3, 20])
+def test_with_all_rows_only_valid_ones_enter_the_loss(num_clusters: int) -> None:
+    output = small_model(objective={"rows": "all"})(batch_of(), seeds(num_clusters))
+    assert output.predictions.shape[0] == 4 * num_clusters
+    assert output.num_masks == output.valid.sum()
+    assert output.loss_sum <= 8 * output.num_masks
+
+
+@pytest.mark.parametrize("loss", ["detcon_b", "nt_xent"])
+def test_contrastive_losses_against_the_networks_own_rows(loss: str) -> None:
+    """DetCon-B with superpixels cropped with the views; NT-Xent with refined masks (A.4)."""
+    view_masks = "superpixels" if loss == "detcon_b" else "refined"
+    model = small_model(objective={"loss": loss, "view_masks": view_masks, "masks_per_view": 6})
+    if loss == "nt_xent":
+        model.predictor = nn.Identity()
+    batch = batch_of()
+    batch = batch._replace(view_superpixels=batch.superpixels.unsqueeze(1).expand(-1, 2, -1, -1))
+    uniforms = torch.rand(4, 2, 6, generator=torch.Generator().manual_seed(0))
+    output = model(batch, seeds(5), uniforms)
+    output.loss_sum.backward()
+    assert output.num_masks == 24
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
+    assert (output.refined_map is None) == (loss == "detcon_b")
+    # an untrained network cannot tell 2 · 24 samples apart: about ln 47 a direction, times the share of distinct masks
+    assert 0.3 < output.loss_sum.item() / 24 < 2 * math.log(47) + 10
+
+
+def test_release_switches_are_the_release_s_numbers() -> None:
+    batch = batch_of()
+    mixed = small_model(objective={"concatenate": True})(batch, seeds(3))
+    apart = small_model()(batch, seeds(3))
+    assert torch.equal(mixed.refined_map, apart.refined_map)
+    assert not torch.allclose(mixed.loss_sum, apart.loss_sum, atol=1e-3)
+    reference = small_model()
+    both = torch.cat([batch.views[:, 0], batch.views[:, 1]])
+    c5 = reference.online["backbone"](both).c5
+    theirs = small_model(objective={"concatenate": True})
+    torch.testing.assert_close(torch.cat(theirs._c5(theirs.online, batch.views)), c5)
 
 
 def test_disjoint_views_share_no_mask_unless_a_cluster_spans_both() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from train.r2o.kmeans import seeding_uniforms
-from train.r2o.refine import clusters_in_use, pool_regions, refine
+from train.r2o.refine import Refinement, clusters_in_use, pool_regions, refine, unrefined
 
 
 def painted_scene(seed: int, size: int = 32, grid: int = 8) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
@@ -27,11 +27,8 @@ def refined(assign: str, num_clusters: int = 3) -> tuple[torch.Tensor, np.ndarra
     maps = refine(
         torch.stack([s[0] for s in scenes]),
         torch.stack([s[1] for s in scenes]),
-        max_superpixels=70,
-        group_size=4,
+        Refinement(max_superpixels=70, group_size=4, assign=assign),
         uniforms=seeding_uniforms(num_clusters, seed=0, step=0, first_group=0, num_groups=1),
-        iterations=10,
-        assign=assign,
     )
     return maps, np.stack([s[2] for s in scenes])
 
@@ -58,13 +55,36 @@ def test_absent_superpixels_are_no_regions() -> None:
 def test_groups_do_not_depend_on_what_shares_the_batch() -> None:
     scenes = [painted_scene(seed) for seed in range(4)]
     c4, superpixels = torch.stack([s[0] for s in scenes]), torch.stack([s[1] for s in scenes])
-    settings = {"max_superpixels": 64, "group_size": 2, "iterations": 10}
+    how = Refinement(max_superpixels=64, group_size=2)
     uniforms = seeding_uniforms(4, seed=1, step=7, first_group=0, num_groups=2)
-    together = refine(c4, superpixels, uniforms=uniforms, **settings)
-    second = refine(c4[2:], superpixels[2:], uniforms=uniforms[1:], **settings)
+    together = refine(c4, superpixels, how, uniforms=uniforms)
+    second = refine(c4[2:], superpixels[2:], how, uniforms=uniforms[1:])
     assert torch.equal(together[2:], second)
 
 
 def test_clusters_in_use() -> None:
     refined_map = torch.tensor([[[0, 0], [3, 3]], [[1, 1], [1, 1]]])
     assert clusters_in_use(refined_map, num_clusters=4).tolist() == [2, 1]
+
+
+def test_cells_and_a_grid_of_cells_are_regions_too() -> None:
+    scenes = [painted_scene(seed) for seed in range(4)]
+    c4, superpixels = torch.stack([s[0] for s in scenes]), torch.stack([s[1] for s in scenes])
+    truth = np.stack([s[2] for s in scenes])
+    uniforms = seeding_uniforms(3, seed=0, step=0, first_group=0, num_groups=1)
+    for regions, grid in (("cells", None), ("grid", (8, 8))):
+        how = Refinement(max_superpixels=1, group_size=4, regions=regions, grid=grid)
+        assert same_partition(refine(c4, superpixels, how, uniforms=uniforms).numpy(), truth)
+
+
+def test_without_clustering_the_regions_are_the_masks() -> None:
+    _, superpixels, _ = painted_scene(0)
+    settings = {"max_superpixels": 64, "group_size": 1, "clustering": "none"}
+    of_superpixels = unrefined(superpixels[None], Refinement(**settings), num_clusters=9, c4_size=(8, 8))
+    assert of_superpixels.flatten().tolist() == list(range(64))
+    grid = unrefined(superpixels[None], Refinement(regions="grid", **settings), num_clusters=4, c4_size=(8, 8))
+    assert grid[0, ::4, ::4].tolist() == [[0, 1], [2, 3]]
+    assert (
+        int(unrefined(superpixels[None], Refinement(regions="image", **settings), num_clusters=9, c4_size=(8, 8)).max())
+        == 0
+    )
