@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pipeline.artifacts.files import write_atomic
-from pipeline.artifacts.manifest import MANIFEST_NAME, QUARANTINE_NAME, Manifest, encode_quarantine
+from pipeline.artifacts.manifest import MANIFEST_NAME, QUARANTINE_NAME, Manifest, MapStats, encode_quarantine
 from pipeline.artifacts.storage import folder_at
 from preprocess.config import ShardSettings
 from preprocess.plan import Plan
@@ -45,6 +45,10 @@ def write_shards(images: Path, folder: Path, settings: ShardSettings) -> Manifes
         ignored=0,
         superpixel_size=settings.superpixels.size,
         max_superpixels=max(r.max_superpixels[""] for r in results),
+        maps={
+            name: MapStats(size=made.size, max_superpixels=max(r.max_superpixels[name] for r in results))
+            for name, made in settings.maps.items()
+        },
         quarantine_sha256="",
         shards=tuple(r.stats for r in results),
     )
@@ -58,5 +62,19 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trainer")
     write_images(folder / "images", count=70)
     settings = ShardSettings.model_validate({"images_per_shard": 16, "superpixels": {"size": 64, "segments": 25}})
+    write_shards(folder / "images", folder / "shards", settings)
+    return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def mapped_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 images with the further maps that configs/ read, of 64 × 64; what is named felzenszwalb is a grid."""
+    folder = tmp_path_factory.mktemp("mapped")
+    write_images(folder / "images", count=24)
+    maps = {f"slic{n}": {"size": 64, "segments": n} for n in (4, 8, 16, 32, 64, 128)}
+    maps["felzenszwalb"] = {"size": 64, "backend": "grid", "rows": 3, "columns": 3}
+    settings = ShardSettings.model_validate(
+        {"images_per_shard": 8, "superpixels": {"size": 64, "segments": 25}, "maps": maps}
+    )
     write_shards(folder / "images", folder / "shards", settings)
     return folder / "shards"
