@@ -1,0 +1,297 @@
+"""`make bench-step`: K-means against a loop and scikit-learn, and an R2O step against a BYOL step and the floor.
+
+python -m tests.benchmarks.step [--images FOLDER] [--rounds 5] [--batch 32] [--backbone resnet50]
+
+On a CUDA device where there is one, else on the CPU (bf16 where `--precision` says so). Real photographs where there
+are some (--images, by default ../shared/data/imagenet1k_sample beside the checkout), else generated ones. What is
+compared takes turns; best of some rounds. Run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import get_model
+
+from pipeline.artifacts.manifest import Manifest
+from tests.benchmarks.shards import SAMPLE, generated_images
+from tests.train.conftest import ShardSettings, write_shards
+from train.config import PretrainSettings, plan_batches
+from train.data.device import Arrived, to_device
+from train.data.loader import host_batches
+from train.data.source import open_shards
+from train.distributed import World
+from train.models.backbone import build_backbone
+from train.r2o.kmeans import kmeans, seeding_uniforms
+from train.r2o.refine import pool_regions
+from train.step import build_model, build_optimizer, train_step
+
+CONVERGED = 100  # Lloyd iterations
+CLOSE = 1.001  # of the converged inertia
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Everything, one line a figure."""
+    parser = argparse.ArgumentParser(description="Speed of refinement and of a step, as ratios.")
+    parser.add_argument("--images", type=Path, help="folder of images")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=32, help="images of a step, a multiple of 32")
+    parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
+    parser.add_argument("--only", choices=("kmeans", "step"))
+    args = parser.parse_args(argv)
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{name}; torch {torch.__version__}; best of {args.rounds}")
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["R2O_CACHE"] = f"{scratch}/marks"
+        root = args.images or (SAMPLE if SAMPLE.is_dir() else generated_images(Path(scratch) / "images"))
+        shards = Path(scratch) / "shards"
+        write_shards(root, shards, ShardSettings(images_per_shard=64))
+        if args.only != "step":
+            clustering(shards, args.rounds)
+        if args.only != "kmeans":
+            steps(shards, args)
+    return 0
+
+
+def settings_of(batch: int = 32, num_clusters: int = 4, **sections: dict[str, object]) -> PretrainSettings:
+    """The paper's recipe at one batch size and one K."""
+    fixed = {"schedule": "constant", "initial_num_clusters": num_clusters, "final_num_clusters": num_clusters}
+    return PretrainSettings.model_validate(
+        {
+            "global_batch_size": batch,
+            "data": {"num_workers": 0},
+            "curriculum": {**fixed, "hold_epochs": 0},
+            **sections,
+        }
+    )
+
+
+def arrived_batch(shards: Path, settings: PretrainSettings) -> Arrived:
+    """The run's first batch, on the device."""
+    reader = open_shards(str(shards), Manifest.read(shards), settings.data)
+    host = next(iter(host_batches(reader, settings, range(1), rank=0, num_ranks=1)))
+    return Arrived(host, to_device(host, settings, DEVICE))
+
+
+def best_of(rounds: int, actions: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Least seconds of each, taking turns, after one round to warm up."""
+    best = dict.fromkeys(actions, float("inf"))
+    for number in range(rounds + 1):
+        for name, action in actions.items():
+            _wait()
+            began = time.perf_counter()
+            action()
+            _wait()
+            if number:
+                best[name] = min(best[name], time.perf_counter() - began)
+    return best
+
+
+def _wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+# --- K-means ---------------------------------------------------------------------------------------------------------
+
+
+def region_rows(shards: Path) -> Tensor:
+    """Regions of 32 photographs in ResNet-50's C4, L2-normalised: (regions, 1024)."""
+    settings = settings_of()
+    batch = arrived_batch(shards, settings).batch
+    net = build_backbone("resnet50", seed=0).to(DEVICE).train()
+    with torch.no_grad():
+        regions = pool_regions(net.forward_c4(batch.images), batch.superpixels, max_superpixels=128)
+    return F.normalize(regions.features[regions.valid], dim=1)
+
+
+def loop_kmeans(rows: Tensor, num_clusters: int, *, iterations: int) -> list[float]:
+    """K-means as one writes it first: random rows as centres, then a loop over clusters; inertia by iteration."""
+    generator = torch.Generator().manual_seed(0)
+    centres = rows[torch.randperm(len(rows), generator=generator)[:num_clusters].to(rows.device)]
+    inertia: list[float] = []
+    for _ in range(iterations):
+        distance, assignment = torch.cdist(rows, centres).min(1)
+        inertia.append(float(distance.square().sum()))
+        for k in range(num_clusters):
+            members = rows[assignment == k]
+            if len(members):
+                centres[k] = members.mean(0)
+    return inertia
+
+
+def iterations_needed(inertia: Sequence[float]) -> int:
+    """The first iteration count whose inertia is within 0.1 % of the last."""
+    return next(i for i, value in enumerate(inertia, start=1) if value <= CLOSE * inertia[-1])
+
+
+def clustering(shards: Path, rounds: int) -> None:
+    """K-means of one group: time until within 0.1 % of the inertia at which each converges."""
+    rows = region_rows(shards)
+    grouped, valid = rows[None], torch.ones(1, len(rows), dtype=torch.bool, device=DEVICE)
+    on_host = rows.cpu().numpy()
+    for k in (4, 32, 128):
+        uniforms = seeding_uniforms(k, seed=0, step=0, first_group=0, num_groups=1).to(DEVICE)
+
+        def ours(iterations: int, uniforms: Tensor = uniforms) -> Tensor:
+            return kmeans(grouped, valid, uniforms=uniforms, iterations=iterations).inertia
+
+        limit = CLOSE * float(ours(CONVERGED))
+        needed = next(i for i in range(CONVERGED + 1) if float(ours(i)) <= limit)
+        loop_needed = iterations_needed(loop_kmeans(rows, k, iterations=CONVERGED))
+        centres = rows[:k].T.contiguous()
+        seconds = best_of(
+            rounds,
+            {
+                "ours": lambda n=needed, u=uniforms: ours(n, u),
+                "loop": lambda n=loop_needed, k=k: loop_kmeans(rows, k, iterations=n),
+                "sklearn": lambda k=k: KMeans(k, n_init=1, algorithm="lloyd", random_state=0).fit(on_host),
+                "product": lambda c=centres: rows @ c,
+            },
+        )
+        floor = (needed + 1) * seconds["product"]
+        inertia = {
+            "ours": float(ours(needed)),
+            "loop": loop_kmeans(rows, k, iterations=loop_needed)[-1],
+            "sklearn": KMeans(k, n_init=1, algorithm="lloyd", random_state=0).fit(on_host).inertia_,
+        }
+        told = ", ".join(f"{name} {seconds[name] * 1e3:.1f} ms (inertia {inertia[name]:.2f})" for name in inertia)
+        print(
+            f"kmeans.vs_loop_k{k} {seconds['loop'] / seconds['ours']:.2f}  kmeans.vs_sklearn_k{k} "
+            f"{seconds['sklearn'] / seconds['ours']:.2f}   {len(rows)} rows, {needed} and {loop_needed} iterations: "
+            f"{told}; floor {floor * 1e3:.1f} ms, {needed + 1} products"
+        )
+    if DEVICE.type == "cuda":
+        eight = rows[:3200].repeat(8, 1, 1)
+        uniforms = seeding_uniforms(128, seed=0, step=0, first_group=0, num_groups=8).to(DEVICE)
+        everything = torch.ones(eight.shape[:2], dtype=torch.bool, device=DEVICE)
+        seconds = best_of(
+            rounds,
+            {
+                "seeding": lambda: kmeans(eight, everything, uniforms=uniforms, iterations=0),
+                "all": lambda: kmeans(eight, everything, uniforms=uniforms, iterations=10),
+            },
+        )
+        print(
+            f"kmeans of 8 groups, K = 128: {seconds['all'] * 1e3:.2f} ms, of which seeding {seconds['seeding'] * 1e3:.2f}"
+        )
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """One configuration's step on one batch, over and over."""
+
+    def __init__(self, shards: Path, settings: PretrainSettings) -> None:
+        self.settings = settings
+        self.plan = plan_batches(settings, num_samples=Manifest.read(shards).stored, num_ranks=1)
+        self.model = build_model(settings, max_superpixels=Manifest.read(shards).max_superpixels).to(DEVICE).train()
+        self.optimizer = build_optimizer(self.model, settings)
+        if settings.run.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.arrived = arrived_batch(shards, settings)
+        self.masks = 0.0
+
+    def step(self) -> None:
+        """One whole step with its update."""
+        figures = train_step(
+            self.model,
+            self.optimizer,
+            self.arrived,
+            step=0,
+            settings=self.settings,
+            plan=self.plan,
+            world=World(0, 1, DEVICE),
+        )
+        self.masks = figures.masks_per_image
+
+
+class Bare:
+    """The forwards and backwards of a BYOL step with torchvision's model and nothing else."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        name, last = trainer.settings.model.backbone, torch.channels_last
+        self.views, self.precision = trainer.arrived.batch.views, trainer.settings.run.precision
+        self.online, self.target = (get_model(name).to(DEVICE, memory_format=last).train() for _ in range(2))
+        self.online.fc = self.target.fc = nn.Identity()
+
+    def step(self) -> None:
+        """Both views through both networks, and back through one."""
+        self.online.zero_grad(set_to_none=True)
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            online = [self.online(self.views[:, v]) for v in (0, 1)]
+            with torch.no_grad():
+                target = [self.target(self.views[:, v]) for v in (0, 1)]
+            loss = sum((a.float() - b.float()).square().mean() for a, b in zip(online, reversed(target), strict=True))
+        loss.backward()
+
+
+def floor_of(trainer: Trainer, *, refines: bool) -> float:
+    """Floating-point operations of a step: backbones, C4 of the whole image, and the heads' rows; ×3 where learned."""
+    backbone, images = trainer.model.online["backbone"], trainer.arrived.batch.images[:1].float()
+    with FlopCounterMode(display=False) as whole, torch.no_grad():
+        backbone.eval()(images)
+    with FlopCounterMode(display=False) as to_c4, torch.no_grad():
+        backbone.forward_c4(images)
+    backbone.train()
+    model = trainer.settings.model
+    width, hidden, size = backbone.c5_channels, model.head_hidden_size, model.projection_size
+    projector, predictor = 2 * hidden * (width + size), 2 * hidden * 2 * size
+    per_image = 2 * 4 * whole.get_total_flops() + (to_c4.get_total_flops() if refines else 0)
+    return per_image + trainer.masks * 2 * (4 * projector + 3 * predictor)
+
+
+def steps(shards: Path, args: argparse.Namespace) -> None:
+    """A BYOL step, R2O's at K = 4 and 128 (and with every row through the heads), and the bare loop, taking turns."""
+    sections = {
+        "run": {"precision": args.precision, "channels_last": True},
+        "model": {"backbone": args.backbone},
+    }
+    byol = {"refine": {"clustering": "none", "regions": "image"}}
+    every = {"objective": {"rows": "all"}}
+    trainers = {
+        "byol": Trainer(shards, settings_of(args.batch, 1, **sections, **byol)),
+        "r2o_k4": Trainer(shards, settings_of(args.batch, 4, **sections)),
+        "r2o_k128": Trainer(shards, settings_of(args.batch, 128, **sections)),
+        "all_rows_k128": Trainer(shards, settings_of(args.batch, 128, **sections, **every)),
+    }
+    bare = Bare(trainers["byol"])
+    seconds = best_of(args.rounds, {"bare": bare.step, **{name: t.step for name, t in trainers.items()}})
+    base = floor_of(trainers["byol"], refines=False)
+    print(
+        f"step.byol_vs_bare {seconds['bare'] / seconds['byol']:.3f}   {args.backbone}, {args.batch} images of 224 px, "
+        f"{args.precision}: BYOL {seconds['byol']:.3f} s, bare {seconds['bare']:.3f} s; "
+        f"{args.batch / seconds['byol']:.1f} images/s, {base * args.batch / seconds['byol'] / 1e12:.2f} TFLOP/s"
+    )
+    for k in (4, 128):
+        name = f"r2o_k{k}"
+        floor = floor_of(trainers[name], refines=True) / base
+        ratio = seconds[name] / seconds["byol"]
+        print(
+            f"step.vs_floor_k{k} {ratio / floor:.3f}   R2O/BYOL {ratio:.3f}, floor {floor:.3f} with "
+            f"{trainers[name].masks:.1f} valid masks an image; {args.batch / seconds[name]:.1f} images/s"
+        )
+    print(
+        f"step.all_rows_k128 {seconds['all_rows_k128'] / seconds['r2o_k128']:.3f}   every row through the heads against "
+        "the valid ones"
+    )
+    if DEVICE.type == "cuda":
+        print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB for all of these together")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
