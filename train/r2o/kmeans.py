@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 SEEDING_ROWS, SEEDING_ROWS_PER_CLUSTER = 512, 4  # seeding draws from so many rows of a group at least
+CENTRES_PER_NEW, CANDIDATES_PER_CENTRE = 2, 4  # a round adds half as many centres, out of four times as many rows
 RELATIVE_ZERO = 1e-6  # squared distances below this share of |x|² + |c|² are float32 rounding, taken as 0
 
 
@@ -26,17 +26,17 @@ def kmeans(
     rows: Float[Tensor, "g n c"],
     valid: Bool[Tensor, "g n"],
     *,
-    uniforms: Float[Tensor, "g k t"],
+    uniforms: Float[Tensor, "g k"],
     iterations: int,
 ) -> Clusters:
-    """Minimise Eq. 3 over the valid rows of each group: k-means++ seeding, then a fixed number of Lloyd iterations.
+    """Minimise Eq. 3 over the valid rows of each group: seeding, then a fixed number of Lloyd iterations.
 
     With K ≥ its distinct rows, each distinct row is a cluster of its own. An empty cluster is reseeded with the row
     farthest from its centre. A group without valid rows gives centres 0. Nothing is read back to the host.
 
     Args:
-        uniforms: random numbers in [0, 1), t per centre to seed (K is their count); see `seeding_uniforms`.
-        iterations: Lloyd iterations; once converged, further ones change nothing.
+        uniforms: random numbers in [0, 1), one per centre to seed (K is their count); see `seeding_uniforms`.
+        iterations: Lloyd iterations; a group that has converged is frozen: further ones change no bit of it.
     """
     rows = torch.where(valid.unsqueeze(2), rows.float(), 0.0)
     norms = rows.square().sum(2)
@@ -75,37 +75,43 @@ def squared_distances(
 
 def seeding_uniforms(
     num_clusters: int, *, seed: int, step: int, first_group: int, num_groups: int
-) -> Float[Tensor, "g k t"]:
-    """The random numbers that seed consecutive groups of a global batch: a function of (seed, step, group) alone.
-
-    There are t = 2 + ⌊ln K⌋ candidates per centre, as in scikit-learn.
-    """
+) -> Float[Tensor, "g k"]:
+    """The random numbers that seed consecutive groups of a global batch: a function of (seed, step, group) alone."""
     groups = range(first_group, first_group + num_groups)
-    shape = (num_clusters, 2 + int(math.log(num_clusters)))
-    drawn = [np.random.default_rng([seed, step, group]).random(shape, dtype=np.float32) for group in groups]
+    drawn = [np.random.default_rng([seed, step, group]).random(num_clusters, dtype=np.float32) for group in groups]
     return torch.from_numpy(np.stack(drawn))
 
 
 def _seed_centres(rows: Tensor, valid: Tensor, uniforms: Tensor) -> Tensor:
-    """Greedy k-means++ over an even sample of the rows: they are drawn with probability ∝ their squared distance to
-    the nearest centre so far, and of a few such candidates the one that leaves the least inertia becomes the next
-    centre (as scikit-learn does). All distances come from one product; the loop over K touches no row.
+    """Greedy k-means++ in O(log K) rounds over an even sample of the rows, whose distances come from one product.
+
+    k-means++ (Arthur and Vassilvitskii 2007) draws one row at a time with probability ∝ its squared distance to the
+    nearest centre so far, scikit-learn the best of a few. Here a round draws several times as many rows as it adds
+    centres (as k-means||, Bahmani et al. 2012, does), gives every row to the nearest of them, and keeps those that take
+    most off the inertia: two in the same cluster share its gain, so that both seldom stay.
     """
     num_clusters = uniforms.shape[1]
-    groups = torch.arange(rows.shape[0], device=rows.device)
-    sample, present = _even_sample(valid, uniforms[:, 0, 0], max(SEEDING_ROWS, SEEDING_ROWS_PER_CLUSTER * num_clusters))
-    candidates = rows[groups.unsqueeze(1), sample]
+    group = torch.arange(rows.shape[0], device=rows.device).unsqueeze(1)
+    sample, present = _even_sample(valid, uniforms[:, 0], max(SEEDING_ROWS, SEEDING_ROWS_PER_CLUSTER * num_clusters))
+    candidates = rows[group, sample]
     distances = squared_distances(candidates, candidates)
-    chosen = [_draw(present, uniforms[:, 0, -1:]).squeeze(1)]
-    nearest = distances[groups, chosen[0]] * present
-    for k in range(1, num_clusters):
-        weights = torch.where(nearest.sum(1, keepdim=True) > 0, nearest, present.to(nearest.dtype))
-        drawn = _draw(weights, uniforms[:, k])
-        after = torch.minimum(nearest.unsqueeze(1), distances[groups.unsqueeze(1), drawn])
-        best = after.sum(2).argmin(1)
-        nearest = after[groups, best]
-        chosen.append(drawn[groups, best])
-    return candidates[groups.unsqueeze(1), torch.stack(chosen, 1)]
+    drawn = _draw(present.double(), uniforms[:, :1], CANDIDATES_PER_CENTRE)
+    least = (distances[group, drawn] * present.unsqueeze(1)).sum(2).argmin(1, keepdim=True)
+    chosen = drawn.gather(1, least)
+    nearest = distances[group, chosen].squeeze(1) * present
+    while (count := chosen.shape[1]) < num_clusters:
+        added = min(max(1, count // CENTRES_PER_NEW), num_clusters - count)
+        # where every distance is 0, the second term alone draws evenly among the rows there are
+        weights = nearest.double() + present * torch.finfo(torch.float64).tiny
+        drawn = _draw(weights, uniforms[:, count : count + 1], CANDIDATES_PER_CENTRE * added)
+        after, owner = distances[group, drawn].min(1)
+        gained = (nearest - after).clamp(min=0).unsqueeze(1)
+        place = torch.arange(drawn.shape[1], device=rows.device).view(1, -1, 1)
+        gain = torch.where(owner.unsqueeze(1) == place, gained, 0.0).sum(2)
+        kept = drawn.gather(1, gain.topk(added, dim=1).indices)
+        nearest = torch.minimum(nearest, distances[group, kept].amin(1))
+        chosen = torch.cat([chosen, kept], 1)
+    return candidates[group, chosen]
 
 
 def _even_sample(valid: Tensor, start: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -119,11 +125,13 @@ def _even_sample(valid: Tensor, start: Tensor, count: int) -> tuple[Tensor, Tens
     return torch.searchsorted(cumulated, rank, right=True).clamp(max=valid.shape[1] - 1), rank < total
 
 
-def _draw(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Per group (g, n), t indices (g, t) drawn with probability ∝ weights, by the inverse of their cumulated sum."""
-    cumulated = weights.double().cumsum(1)
-    target = uniforms.double() * cumulated[:, -1:]
-    return torch.searchsorted(cumulated, target, right=True).clamp(max=weights.shape[1] - 1)
+def _draw(weights: Tensor, uniform: Tensor, count: int) -> Tensor:
+    """Per group, `count` indices (g, count) drawn with probability ∝ weights (g, n), evenly spaced in their cumulated
+    sum from a random beginning (g, 1): no row is drawn twice unless its share is above 1 / count.
+    """
+    cumulated = weights.cumsum(1)
+    place = (torch.arange(count, device=weights.device) + uniform.double()) / count
+    return torch.searchsorted(cumulated, place * cumulated[:, -1:], right=True).clamp(max=weights.shape[1] - 1)
 
 
 def _update_centres(rows: Tensor, valid: Tensor, centres: Tensor, assignment: Tensor, distance: Tensor) -> Tensor:

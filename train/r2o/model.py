@@ -97,7 +97,7 @@ class R2O(nn.Module):
     def forward(
         self,
         batch: Batch,
-        uniforms: Float[Tensor, "g k t"],
+        uniforms: Float[Tensor, "g k"],
         mask_uniforms: Float[Tensor, "b 2 n"] | None = None,
     ) -> Output:
         """Refine, align, pool and compare (Sections 3.1, 3.2). K is `uniforms.shape[1]`.
@@ -131,7 +131,7 @@ class R2O(nn.Module):
 
     @torch.no_grad()
     def refine(
-        self, images: Float[Tensor, "b 3 h w"], superpixels: Int[Tensor, "b sh sw"], uniforms: Float[Tensor, "g k t"]
+        self, images: Float[Tensor, "b 3 h w"], superpixels: Int[Tensor, "b sh sw"], uniforms: Float[Tensor, "g k"]
     ) -> Int[Tensor, "b rh rw"]:
         """The refined map m of whole images, from the target's C4 (train-mode statistics, buffers left alone)."""
         if not self.refinement.needs_features:

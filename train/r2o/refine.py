@@ -87,7 +87,7 @@ def refine(
     superpixels: Int[Tensor, "b sh sw"],
     how: Refinement,
     *,
-    uniforms: Float[Tensor, "g k t"],
+    uniforms: Float[Tensor, "g k"],
 ) -> Int[Tensor, "b rh rw"]:
     """The refined map m: K-means over the regions of each group of consecutive images (Eq. 3), painted on a grid.
 

@@ -86,6 +86,39 @@ def test_k_at_or_above_the_distinct_rows_gives_each_its_own_cluster(num_clusters
     assert torch.equal(result.assignment[0].view(5, 7), first.repeat(5, 1))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_hundred_distinct_rows_among_many_copies_all_get_a_cluster(seed: int) -> None:
+    """A batch of few colours: K as large as its distinct rows, each of which comes 1 to 60 times."""
+    rng = np.random.default_rng(seed)
+    distinct = torch.from_numpy(rng.normal(size=(100, 24))).float()
+    rows = distinct[torch.from_numpy(rng.permutation(np.repeat(np.arange(100), rng.integers(1, 61, 100))))][None]
+    result = kmeans(rows, everything(rows), uniforms=uniforms_of(100, seed), iterations=10)
+    assert result.inertia.item() == pytest.approx(0, abs=1e-4)
+    assert len(result.assignment.unique()) == 100
+
+
+def test_a_group_that_has_converged_is_frozen() -> None:
+    rows = torch.stack([blobs(seed) for seed in range(3)])
+    done, later = (kmeans(rows, everything(rows), uniforms=uniforms_of(6, groups=3), iterations=n) for n in (60, 75))
+    assert torch.equal(done.centres, later.centres)
+    assert torch.equal(done.assignment, later.assignment)
+
+
+def test_one_row_and_one_cluster() -> None:
+    row = torch.tensor([[[3.0, -1.0]]])
+    result = kmeans(row, everything(row), uniforms=uniforms_of(1), iterations=3)
+    assert torch.equal(result.centres, row)
+    assert result.assignment.tolist() == [[0]]
+    assert result.inertia.tolist() == [0]
+
+
+def test_half_precision_is_clustered_in_float32() -> None:
+    rows = blobs(4)[None].bfloat16()
+    half, full = (kmeans(r, everything(r), uniforms=uniforms_of(5), iterations=10) for r in (rows, rows.float()))
+    assert half.centres.dtype == torch.float32
+    assert torch.equal(half.centres, full.centres)
+
+
 def test_more_clusters_than_rows() -> None:
     rows = torch.randn(1, 3, 4)
     result = kmeans(rows, everything(rows), uniforms=uniforms_of(10), iterations=5)
