@@ -127,12 +127,15 @@ def train_step(
     skipped = torch.tensor(len(host.skipped), device=world.device)
     local = [output.loss_sum, output.num_masks, output.valid.sum(), output.clusters_in_use.sum(), skipped]
     totals = sum_over_ranks(torch.stack([value.detach().double() for value in local]), world)
-    loss_sum, num_masks, num_valid, in_use, num_skipped = totals.tolist()
-    loss = loss_sum / max(num_masks, 1)
+    num_masks = totals[1].clamp(min=1)
     optimizer.zero_grad(set_to_none=True)
     # DDP averages gradients over ranks, while the loss is a mean over the masks of all ranks.
-    (output.loss_sum * (world.size / max(num_masks, 1))).backward()
-    grad_norm = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    (output.loss_sum * (world.size / num_masks).to(output.loss_sum.dtype)).backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    stds = [feature_std(output.predictions), feature_std(output.projections)]
+    # all figures in one read, after everything that they wait for has been queued
+    told = torch.cat([totals[:1] / num_masks, totals[2:], torch.stack([norm, *stds]).double()]).tolist()
+    loss, num_valid, in_use, num_skipped, grad_norm, prediction_std, projection_std = told
     if not np.isfinite([loss, grad_norm]).all():
         raise InputError(
             f"step {step}: loss {loss}, gradient norm {grad_norm}, nothing was updated; lower pretrain.optim.base_lr "
@@ -147,8 +150,8 @@ def train_step(
         valid_fraction=num_valid / (plan.global_batch_size * output.valid.shape[1]),
         masks_per_image=num_valid / plan.global_batch_size,
         clusters_in_use=in_use / plan.global_batch_size,
-        prediction_std=float(feature_std(output.predictions)),
-        projection_std=float(feature_std(output.projections)),
+        prediction_std=prediction_std,
+        projection_std=projection_std,
         grad_norm=grad_norm,
         skipped=int(num_skipped),
     )
