@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo scenes shards verify preview pretrain eval-voc test lint bench bench-shards bench-stream clean
+.PHONY: help install demo scenes shards verify preview pretrain eval-voc test lint bench bench-shards bench-stream bench-step clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -37,7 +37,7 @@ help:
 	@echo '$(usage-pretrain)'
 	@echo '$(usage-eval-voc)'
 	@echo '                 each of these also takes CONFIG=<file of configs/> and SET="section.key=value …"'
-	@echo 'make test        the tests without the slow ones; make lint: format, lint and types; make bench, bench-shards, bench-stream: speed'
+	@echo 'make test        the tests without the slow ones; make lint: format, lint and types; make bench-shards, bench-stream, bench-step: speed (make bench: all)'
 	@echo 'make clean       remove .venv and caches; runs and shards stay'
 
 demo: $(STAMP)
@@ -72,14 +72,16 @@ lint: $(STAMP)
 	@"$$VENV/bin/ruff" check .
 	@"$$VENV/bin/mypy"
 
-bench: $(STAMP)
-	@"$$VENV/bin/python" -m tests.benchmarks
+bench: bench-shards bench-stream bench-step
 
 bench-shards: $(STAMP)
 	@"$$VENV/bin/python" -m tests.benchmarks.shards
 
 bench-stream: $(STAMP)
 	@"$$VENV/bin/python" -m tests.benchmarks.stream
+
+bench-step: $(STAMP)
+	@"$$VENV/bin/python" -m tests.benchmarks.step
 
 install: $(STAMP)
 

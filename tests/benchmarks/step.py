@@ -1,6 +1,6 @@
 """`make bench-step`: K-means against a loop and scikit-learn, and an R2O step against a BYOL step and the floor.
 
-python -m tests.benchmarks.step [--images FOLDER] [--rounds 5] [--batch 32] [--backbone resnet50]
+python -m tests.benchmarks.step [--images FOLDER] [--rounds 5] [--batch 32] [--backbone resnet50] [--only PART]
 
 On a CUDA device where there is one, else on the CPU (bf16 where `--precision` says so). Real photographs where there
 are some (--images, by default ../shared/data/imagenet1k_sample beside the checkout), else generated ones. What is
@@ -22,6 +22,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model
 
@@ -52,19 +53,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=32, help="images of a step, a multiple of 32")
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
-    parser.add_argument("--only", choices=("kmeans", "step"))
+    parser.add_argument("--only", choices=("kmeans", "step", "heads", "profile", "sweep"))
+    parser.add_argument("--sweep", type=int, nargs="*", help="local batches; by default 32 64 128 256 on a GPU")
     args = parser.parse_args(argv)
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}; torch {torch.__version__}; best of {args.rounds}")
+    sweep = ([32, 64, 128, 256] if DEVICE.type == "cuda" else []) if args.sweep is None else args.sweep
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["R2O_CACHE"] = f"{scratch}/marks"
         root = args.images or (SAMPLE if SAMPLE.is_dir() else generated_images(Path(scratch) / "images"))
         shards = Path(scratch) / "shards"
         write_shards(root, shards, ShardSettings(images_per_shard=64))
-        if args.only != "step":
-            clustering(shards, args.rounds)
-        if args.only != "kmeans":
-            steps(shards, args)
+        parts = {
+            "kmeans": lambda: clustering(shards, args.rounds),
+            "step": lambda: steps(shards, args),
+            "heads": lambda: heads(shards, args),
+            "profile": lambda: costs(shards, args),
+            "sweep": lambda: [sizes(shards, args, batch, compiled) for batch in sweep for compiled in (False, True)],
+        }
+        for name, part in parts.items():
+            if args.only in (None, name):
+                part()
     return 0
 
 
@@ -86,6 +95,21 @@ def arrived_batch(shards: Path, settings: PretrainSettings) -> Arrived:
     reader = open_shards(str(shards), Manifest.read(shards), settings.data)
     host = next(iter(host_batches(reader, settings, range(1), rank=0, num_ranks=1)))
     return Arrived(host, to_device(host, settings, DEVICE))
+
+
+def repeated(arrived: Arrived, times: int) -> Arrived:
+    """The same images several times over, for batches that a sample of a data set is too small for."""
+    tensors = {
+        name: value.repeat(times, *[1] * (value.dim() - 1)).contiguous(memory_format=_layout(value))
+        for name, value in arrived.batch._asdict().items()
+        if value is not None
+    }
+    return arrived._replace(batch=arrived.batch._replace(**tensors))
+
+
+def _layout(value: Tensor) -> torch.memory_format:
+    last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def best_of(rounds: int, actions: dict[str, Callable[[], object]]) -> dict[str, float]:
@@ -159,7 +183,8 @@ def clustering(shards: Path, rounds: int) -> None:
         mark = CLOSE * by_iteration[-1]
         loop_needed = next(i for i, value in enumerate(by_iteration, start=1) if value <= mark)
         needed = next(
-            (i for i in range(CONVERGED) if median_of(lambda seed, i=i, k=k: float(ours(k, i, seed))) <= mark), CONVERGED
+            (i for i in range(CONVERGED) if median_of(lambda seed, i=i, k=k: float(ours(k, i, seed))) <= mark),
+            CONVERGED,
         )
         centres = rows[:k].T.contiguous()
         seconds = best_of(
@@ -215,12 +240,14 @@ class Trainer:
 
     def __init__(self, shards: Path, settings: PretrainSettings) -> None:
         self.settings = settings
-        self.plan = plan_batches(settings, num_samples=Manifest.read(shards).stored, num_ranks=1)
+        self.plan = plan_batches(settings, num_samples=settings.global_batch_size, num_ranks=1)
         self.model = build_model(settings, max_superpixels=Manifest.read(shards).max_superpixels).to(DEVICE).train()
         self.optimizer = build_optimizer(self.model, settings)
         if settings.run.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        self.arrived = arrived_batch(shards, settings)
+        batch, group = settings.global_batch_size, settings.refine.clustering_group_size
+        one = settings.model_copy(update={"global_batch_size": group})
+        self.arrived = repeated(arrived_batch(shards, one), batch // group)
         self.masks = 0.0
 
     def step(self) -> None:
@@ -272,12 +299,14 @@ def floor_of(trainer: Trainer, *, refines: bool) -> float:
     return per_image + trainer.masks * 2 * (4 * projector + 3 * predictor)
 
 
+def sections_of(args: argparse.Namespace) -> dict[str, dict[str, object]]:
+    """Backbone and precision that were asked for."""
+    return {"run": {"precision": args.precision, "channels_last": True}, "model": {"backbone": args.backbone}}
+
+
 def steps(shards: Path, args: argparse.Namespace) -> None:
     """A BYOL step, R2O's at K = 4 and 128 (and with every row through the heads), and the bare loop, taking turns."""
-    sections = {
-        "run": {"precision": args.precision, "channels_last": True},
-        "model": {"backbone": args.backbone},
-    }
+    sections = sections_of(args)
     byol = {"refine": {"clustering": "none", "regions": "image"}}
     every = {"objective": {"rows": "all"}}
     trainers = {
@@ -303,11 +332,95 @@ def steps(shards: Path, args: argparse.Namespace) -> None:
             f"{trainers[name].masks:.1f} valid masks an image; {args.batch / seconds[name]:.1f} images/s"
         )
     print(
-        f"step.all_rows_k128 {seconds['all_rows_k128'] / seconds['r2o_k128']:.3f}   every row through the heads against "
-        "the valid ones"
+        f"step.all_rows_k128 {seconds['all_rows_k128'] / seconds['r2o_k128']:.3f}   every row through the heads against"
+        " the valid ones"
     )
+
+
+def heads(shards: Path, args: argparse.Namespace) -> None:
+    """The valid rows alone, against padding them to buckets of 256, against all B × K rows: both heads, both ways."""
+    for k in (4, 128):
+        trainer = Trainer(shards, settings_of(args.batch, k, **sections_of(args)))
+        trainer.step()
+        valid = max(round(trainer.masks * args.batch), 2)
+        every = torch.randn(args.batch * k, trainer.model.online["backbone"].c5_channels, device=DEVICE)
+        bucket = every[: min(-(-valid // 256) * 256, len(every))]
+        torch.testing.assert_close(
+            both_ways(trainer, every[:valid], valid),
+            both_ways(trainer, bucket, valid, padded=True)[:valid],
+            atol=0.05,
+            rtol=0.05,
+        )
+        seconds = best_of(
+            args.rounds,
+            {
+                "valid": lambda rows=every[:valid], t=trainer, n=valid: both_ways(t, rows, n),
+                "padded": lambda rows=bucket, t=trainer, n=valid: both_ways(t, rows, n, padded=True),
+                "all": lambda rows=every, t=trainer, n=valid: both_ways(t, rows, n),
+            },
+        )
+        print(
+            f"heads.padded_vs_valid_k{k} {seconds['padded'] / seconds['valid']:.2f}  heads.all_vs_valid_k{k} "
+            f"{seconds['all'] / seconds['valid']:.2f}   {valid} valid rows {seconds['valid'] * 1e3:.1f} ms, "
+            f"{len(bucket)} padded {seconds['padded'] * 1e3:.1f} ms, {len(every)} in all {seconds['all'] * 1e3:.1f} ms"
+        )
+
+
+def both_ways(trainer: Trainer, rows: Tensor, valid: int, *, padded: bool = False) -> Tensor:
+    """Rows forward through projector and predictor, and back from the valid ones."""
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=trainer.settings.run.precision == "bf16"):
+        for head in (trainer.model.online["projector"], trainer.model.predictor):
+            rows = head_of_first(head, rows, valid) if padded else head(rows)
+    rows[:valid].float().square().sum().backward()
+    return rows.detach()
+
+
+def head_of_first(head: nn.Module, rows: Tensor, count: int) -> Tensor:
+    """A head whose batch statistics are those of the first `count` rows: what padding to buckets needs."""
+    hidden, norm = head[0](rows), head[1]
+    variance, mean = torch.var_mean(hidden[:count].float(), 0, correction=0)
+    scale = norm.weight * (variance + norm.eps).rsqrt()
+    return head[3](head[2](torch.addcmul(norm.bias - mean * scale, hidden, scale)))
+
+
+def costs(shards: Path, args: argparse.Namespace) -> None:
+    """The five operators that a step spends most in, K = 128."""
+    trainer = Trainer(shards, settings_of(args.batch, 128, **sections_of(args)))
+    trainer.step()
+    on_gpu = DEVICE.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiled:
+        trainer.step()
+        _wait()
+    spent = {e.key: e.self_device_time_total if on_gpu else e.self_cpu_time_total for e in profiled.key_averages()}
+    whole = sum(spent.values())
+    largest = sorted(spent, key=lambda key: -spent[key])[:5]
+    print("largest costs of a step, K = 128: " + ", ".join(f"{key} {spent[key] / whole:.1%}" for key in largest))
+
+
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "V100": 125e12}  # dense half precision FLOP/s
+
+
+def sizes(shards: Path, args: argparse.Namespace, batch: int, compiled: bool) -> None:
+    """Images a second, share of the peak and memory at one local batch, K = 128."""
     if DEVICE.type == "cuda":
-        print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB for all of these together")
+        torch.cuda.reset_peak_memory_stats()
+    trainer = Trainer(shards, settings_of(batch, 128, **sections_of(args)))
+    if compiled:
+        for network in (trainer.model.online, trainer.model.target):
+            backbone = network["backbone"]
+            backbone.forward, backbone.forward_c4 = torch.compile(backbone.forward), torch.compile(backbone.forward_c4)
+    seconds = best_of(args.rounds, {"step": trainer.step})["step"]
+    if compiled:  # operations are counted on modules that are not
+        trainer = Trainer(shards, settings_of(batch, 128, **sections_of(args)))
+        trainer.step()
+    rate = floor_of(trainer, refines=True) * batch / seconds
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else ""
+    peak = next((value for key, value in PEAK.items() if key in name), None)
+    print(
+        f"step of {batch:4} images{', compiled' if compiled else '':10} {batch / seconds:8.1f} images/s  "
+        f"{rate / 1e12:.2f} TFLOP/s{f' ({rate / peak:.1%} of peak)' if peak else ''}"
+        + (f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if DEVICE.type == "cuda" else "")
+    )
 
 
 if __name__ == "__main__":
