@@ -87,6 +87,18 @@ def test_one_row_in_all_and_none_give_the_bias_and_no_nan(runs: dict[int, Path])
     torch.testing.assert_close(spread, torch.zeros(1, 4), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_rank_with_no_valid_mask_or_one_adds_its_due_to_the_gradient(runs: dict[int, Path], count: int) -> None:
+    alone = torch.load(runs[1] / "masks-0.pt", weights_only=True)[count]
+    first, second = (torch.load(runs[2] / f"masks-{rank}.pt", weights_only=True)[count] for rank in (0, 1))
+    assert (int(first["here"]), int(second["here"]), int(alone["here"])) == (16, count, 16 + count)
+    for name, expected in alone.items():
+        if name != "here":
+            torch.testing.assert_close(first[name], second[name], msg=name)
+            error = (first[name] - expected).norm()
+            assert error <= 1e-3 * expected.norm() + 1e-6, (name, error, expected.norm())
+
+
 def test_a_run_on_two_ranks_equals_the_run_on_one(runs: dict[int, Path]) -> None:
     one, two = (read_log(runs[r] / "run") for r in (1, 2))
     assert len(one) == len(two) == 8

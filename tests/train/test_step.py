@@ -8,7 +8,7 @@ import torch
 
 from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.manifest import Manifest
-from train.config import PretrainSettings, plan_batches
+from train.config import OptimSettings, PretrainSettings, plan_batches
 from train.data.device import Arrived, to_device
 from train.data.loader import HostBatch, host_batches
 from train.data.source import open_shards
@@ -85,3 +85,21 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(host: HostBatch) -> N
         step_on(model, optimizer, host)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, before[name], equal_nan=True, rtol=0, atol=0, msg=name)
+
+
+def test_tokens_of_a_vit_are_neither_adapted_nor_decayed() -> None:
+    settings = SETTINGS.model_copy(
+        update={"model": SETTINGS.model.model_copy(update={"backbone": "vit_s_16"}), "optim": OptimSettings()}
+    )
+    model = build_model(settings, max_superpixels=25)
+    optimizer = build_optimizer(model, settings)
+    backbone = model.online["backbone"]
+    optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 0.5
+    for p in model.parameters():
+        p.grad = torch.ones_like(p) if p.requires_grad else None
+    tokens = [backbone.class_token, backbone.encoder.pos_embedding]
+    assert {id(p) for p in optimizer.param_groups[1]["params"]} == {id(p) for p in tokens}
+    before = [p.detach().clone() for p in tokens]
+    optimizer.step()
+    for old, new in zip(before, tokens, strict=True):
+        torch.testing.assert_close(new.detach(), old - 0.5)

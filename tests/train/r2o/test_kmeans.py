@@ -1,10 +1,16 @@
 """K-means against scikit-learn, and the cases that break a careless one."""
 
+from pathlib import Path
+
+import fast_slic
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.cluster import KMeans
 
+from train.data.augment import normalize
+from train.models.backbone import build_backbone
 from train.r2o.kmeans import (
     _even_sample,
     _sums_by_product,
@@ -14,6 +20,9 @@ from train.r2o.kmeans import (
     seeding_uniforms,
     squared_distances,
 )
+from train.r2o.refine import pool_regions
+
+PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "imagenet1k_sample"
 
 
 def blobs(seed: int, rows: int = 300, channels: int = 16, centres: int = 8) -> torch.Tensor:
@@ -52,6 +61,48 @@ def test_median_inertia_is_as_good_as_scikit_learns(num_clusters: int) -> None:
         KMeans(num_clusters, n_init=1, random_state=seed, init="k-means++").fit(rows[0]).inertia_ for seed in range(20)
     ]
     assert np.median(ours) <= 1.02 * np.median(theirs)
+
+
+@pytest.fixture(scope="module")
+def rows_of_photographs() -> torch.Tensor:
+    """Regions of 32 ImageNet photographs in an untrained ResNet-50's C4: about 3,200 unit rows of 1,024."""
+    paths = sorted(PHOTOS.rglob("*.JPEG"))[::5][:32]
+    pixels = [np.asarray(Image.open(path).convert("RGB").resize((224, 224)), dtype=np.float32) for path in paths]
+    images = normalize(torch.from_numpy(np.stack(pixels)).byte().permute(0, 3, 1, 2))
+    label_maps = [fast_slic.Slic(num_components=100).iterate(p.astype(np.uint8).copy(order="C")) for p in pixels]
+    with torch.no_grad():
+        c4 = build_backbone("resnet50", seed=0).train().forward_c4(images)
+    regions = pool_regions(c4, torch.from_numpy(np.stack(label_maps)).int(), max_superpixels=100)
+    return torch.nn.functional.normalize(regions.features[regions.valid], dim=1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="no ../shared/data/imagenet1k_sample")
+@pytest.mark.parametrize("num_clusters", [4, 32, 128])
+def test_median_inertia_on_c4_of_photographs(rows_of_photographs: torch.Tensor, num_clusters: int) -> None:
+    rows = rows_of_photographs[None]
+    ours = [
+        kmeans(rows, everything(rows), uniforms=uniforms_of(num_clusters, seed), iterations=10).inertia.item()
+        for seed in range(20)
+    ]
+    theirs = [KMeans(num_clusters, n_init=1, random_state=seed).fit(rows[0].numpy()).inertia_ for seed in range(20)]
+    assert np.median(ours) <= 1.02 * np.median(theirs)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_nothing_is_read_back_and_the_inertia_is_the_cpu_s() -> None:
+    rows = torch.stack([blobs(seed) for seed in range(3)])
+    uniforms = uniforms_of(6, groups=3)
+    there = rows.cuda(), everything(rows).cuda(), uniforms.cuda()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = kmeans(there[0], there[1], uniforms=there[2], iterations=20)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = kmeans(rows, everything(rows), uniforms=uniforms, iterations=20)
+    torch.testing.assert_close(result.inertia.cpu(), expected.inertia, rtol=1e-3, atol=0)
 
 
 def test_each_group_is_clustered_on_its_own() -> None:

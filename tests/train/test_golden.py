@@ -1,0 +1,75 @@
+"""Golden losses: a fixed small run says the same numbers for as long as nobody means to change them.
+
+A change that means to: `python -m tests.train.test_golden` writes golden_losses.json again; say why in its commit.
+"""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+
+from pipeline.artifacts.manifest import Manifest
+from preprocess.config import ShardSettings
+from tests.train.conftest import write_images, write_shards
+from train.config import PretrainSettings, plan_batches
+from train.data.device import Arrived, to_device
+from train.data.loader import host_batches
+from train.data.source import open_shards
+from train.distributed import World
+from train.step import build_model, build_optimizer, train_step
+
+GOLDEN = Path(__file__).with_name("golden_losses.json")
+SETTINGS = PretrainSettings.model_validate(
+    {
+        "epochs": 2,
+        "global_batch_size": 16,
+        "data": {"image_size": 64, "view_size": 64, "num_workers": 0},
+        "augment": {"blur_kernel_size": 5},
+        "model": {"backbone": "resnet18", "head_hidden_size": 64, "projection_size": 16},
+        "refine": {"clustering_group_size": 8},
+        "curriculum": {"schedule": "linear", "initial_num_clusters": 12, "hold_epochs": 0},
+        "optim": {"base_lr": 3.2, "warmup_epochs": 0.5, "base_target_ema": 0.9},
+    }
+)
+NAMES = ("loss", "grad_norm", "valid_fraction", "num_clusters", "prediction_std")
+
+
+def small_run(shards: Path) -> list[dict[str, float]]:
+    """Figures of every step, from shards to update, on one thread."""
+    manifest, world = Manifest.read(shards), World(0, 1, torch.device("cpu"))
+    plan = plan_batches(SETTINGS, num_samples=manifest.stored, num_ranks=1)
+    reader = open_shards(str(shards), manifest, SETTINGS.data)
+    model = build_model(SETTINGS, max_superpixels=manifest.max_superpixels).train()
+    optimizer = build_optimizer(model, SETTINGS)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    figures = []
+    for step, host in enumerate(host_batches(reader, SETTINGS, range(plan.total_steps), rank=0, num_ranks=1)):
+        arrived = Arrived(host, to_device(host, SETTINGS, world.device))
+        told = train_step(model, optimizer, arrived, step=step, settings=SETTINGS, plan=plan, world=world)
+        figures.append({name: getattr(told, name) for name in NAMES})
+    torch.set_num_threads(threads)
+    return figures
+
+
+def golden_shards(folder: Path) -> Path:
+    """64 made-up photographs: four steps an epoch."""
+    write_images(folder / "images", count=64, seed=5)
+    settings = ShardSettings.model_validate({"images_per_shard": 16, "superpixels": {"size": 64, "segments": 25}})
+    write_shards(folder / "images", folder / "shards", settings)
+    return folder / "shards"
+
+
+def test_a_small_run_is_the_golden_one_and_twice_the_same_to_the_bit(tmp_path: Path) -> None:
+    shards = golden_shards(tmp_path)
+    first, second = small_run(shards), small_run(shards)
+    assert first == second
+    for ours, golden in zip(first, json.loads(GOLDEN.read_text()), strict=True):
+        assert ours == pytest.approx(golden, rel=1e-4)
+
+
+if __name__ == "__main__":
+    with TemporaryDirectory() as scratch:
+        GOLDEN.write_text(json.dumps(small_run(golden_shards(Path(scratch))), indent=1) + "\n")
