@@ -18,7 +18,7 @@ from pipeline.artifacts.pictures import (
     resize_labels,
     sheet,
 )
-from pipeline.artifacts.sample import IMAGE_MEMBER
+from pipeline.artifacts.sample import IMAGE_MEMBER, SUPERPIXELS_MEMBER, map_member
 from train.config import PretrainSettings
 from train.data.augment import normalize
 from train.data.stream import ShardReader
@@ -34,7 +34,10 @@ CURVES = ("loss", "num_clusters", "prediction_std", "projection_std", "valid_fra
 
 
 class Panels:
-    """Draws one clustering group of fixed images, evenly spaced over the shards, whenever it is asked to."""
+    """Draws one clustering group of fixed images, evenly spaced over the shards, whenever it is asked to.
+
+    Epochs are counted as done: those of K and of the superpixels that the last of them had are drawn.
+    """
 
     def __init__(self, reader: ShardReader, settings: PretrainSettings, device: torch.device) -> None:
         count = settings.refine.clustering_group_size
@@ -42,44 +45,60 @@ class Panels:
         images, superpixels = zip(*(_readable(reader, int(i), settings) for i in ids), strict=True)
         self._settings, self._device = settings, device
         self._images = normalize(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device))
-        self._superpixels = torch.from_numpy(np.stack(superpixels)).to(device)
-        self._tiles = [
-            [np.asarray(Image.fromarray(image).resize((TILE, TILE))), resize_labels(labels, (TILE, TILE))]
-            for image, labels in zip(images, superpixels, strict=True)
-        ][: settings.run.panel_images]
+        self._superpixels = {name: np.stack([maps[name] for maps in superpixels]) for name in superpixels[0]}
+        shown = images[: settings.run.panel_images]
+        self._tiles = [np.asarray(Image.fromarray(image).resize((TILE, TILE))) for image in shown]
 
-    def refined_maps(self, model: R2O, *, num_clusters: int) -> np.ndarray:
+    def refined_maps(self, model: R2O, *, epoch: int) -> np.ndarray:
         """Refined maps (N, h, w) of the fixed images. Every rank must take part: batch statistics are shared."""
+        num_clusters = self._settings.num_clusters(max(epoch - 1, 0))
         uniforms = seeding_uniforms(num_clusters, seed=self._settings.seed, step=0, first_group=0, num_groups=1)
-        return model.refine(self._images, self._superpixels, uniforms.to(self._device)).cpu().numpy()
+        superpixels = torch.from_numpy(self._superpixels_of(epoch)).to(self._device)
+        return model.refine(self._images, superpixels, uniforms.to(self._device)).cpu().numpy()
 
-    def draw(self, run: Path, refined_maps: np.ndarray, *, epoch: int, num_clusters: int) -> Path:
-        """Write `panels/epoch-0003.png` (epochs done), and `panels/over_training.png` from all there are."""
+    def draw(self, run: Path, refined_maps: np.ndarray, *, epoch: int) -> Path:
+        """Write `panels/epoch-0003.png`, and `panels/over_training.png` from all there are."""
         rows = [
-            [image, draw_boundaries(image, labels), colour_regions(resize_labels(m, (TILE, TILE)), image=image)]
-            for (image, labels), m in zip(self._tiles, refined_maps, strict=False)
+            [
+                image,
+                draw_boundaries(image, resize_labels(labels, (TILE, TILE))),
+                colour_regions(resize_labels(refined, (TILE, TILE)), image=image),
+            ]
+            for image, labels, refined in zip(self._tiles, self._superpixels_of(epoch), refined_maps, strict=False)
         ]
         folder = run / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"epoch-{epoch:04d}.png"
+        num_clusters = self._settings.num_clusters(max(epoch - 1, 0))
         _save(sheet(rows, ["image", "superpixels", f"epoch {epoch}, K = {num_clusters}"]), path)
         _save(_over_training(sorted(folder.glob("epoch-*.png"))), folder / "over_training.png")
         return path
 
+    def _superpixels_of(self, epoch: int) -> np.ndarray:
+        return self._superpixels[self._settings.superpixel_map(max(epoch - 1, 0))]
 
-def _readable(reader: ShardReader, sample_id: int, settings: PretrainSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Image and superpixels of a sample or, where it is damaged and that is to be skipped, of the next whole one."""
-    limit, size, stored = reader.manifest.max_superpixels, settings.data.image_size, reader.manifest.stored
-    for tries_left in reversed(range(stored)):
+
+def _readable(
+    reader: ShardReader, sample_id: int, settings: PretrainSettings
+) -> tuple[np.ndarray, dict[str | None, np.ndarray]]:
+    """Image and label maps of a sample or, where it is damaged and that is to be skipped, of the next whole one."""
+    manifest, size = reader.manifest, settings.data.image_size
+    names: list[str | None] = [*settings.data.superpixel_maps] or [None]
+    for tries_left in reversed(range(manifest.stored)):
         try:
-            raw = reader.read(sample_id)
-            superpixels = decode_labels(raw.members, key=raw.key, max_superpixels=limit)[1].astype(np.int32)
+            superpixels = {}
+            for name in names:
+                label_map = map_member(name) if name else SUPERPIXELS_MEMBER
+                limit = manifest.maps[name].max_superpixels if name else manifest.max_superpixels
+                raw = reader.read(sample_id, label_map)
+                labels = decode_labels(raw.members, key=raw.key, max_superpixels=limit, label_map=label_map)[1]
+                superpixels[name] = labels.astype(np.int32)
             pixels = torch.from_numpy(decode_pixels(raw.members[IMAGE_MEMBER], key=raw.key)).permute(2, 0, 1)
             return resized(pixels, size).permute(1, 2, 0).numpy(), superpixels
         except InputError:
             if settings.data.on_damage == "fail" or not tries_left:
                 raise
-            sample_id = (sample_id + 1) % stored
+            sample_id = (sample_id + 1) % manifest.stored
     raise AssertionError
 
 

@@ -218,10 +218,9 @@ class _Loop:
             )
 
     def _draw_panels(self, epoch: int) -> None:
-        num_clusters = self.settings.num_clusters(max(epoch - 1, 0))
-        refined_maps = self.panels.refined_maps(unwrapped(self.model), num_clusters=num_clusters)
+        refined_maps = self.panels.refined_maps(unwrapped(self.model), epoch=epoch)
         if self.world.is_main:
-            self.panels.draw(self.job.run, refined_maps, epoch=epoch, num_clusters=num_clusters)
+            self.panels.draw(self.job.run, refined_maps, epoch=epoch)
             draw_curves(self.job.run)
 
 

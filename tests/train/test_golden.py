@@ -30,7 +30,7 @@ SETTINGS = PretrainSettings.model_validate(
         "model": {"backbone": "resnet18", "head_hidden_size": 64, "projection_size": 16},
         "refine": {"clustering_group_size": 8},
         "curriculum": {"schedule": "linear", "initial_num_clusters": 12, "hold_epochs": 0},
-        # so small that processors, whose sums round otherwise, stay within 2e-5 (seen with AVX-512, AVX2 and SSE kernels)
+        # so small a rate that processors, whose sums round otherwise, stay within 2e-5 (AVX-512, AVX2, SSE kernels)
         "optim": {"base_lr": 0.1, "warmup_epochs": 0.5, "base_target_ema": 0.9},
     }
 )
