@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from torchvision.ops import roi_align
 
+from tests.train.r2o.test_model import plain_reference
 from tests.train.test_optim import reference_step
 from train.config import PretrainSettings, plan_batches
 from train.data.device import Arrived
@@ -60,7 +60,7 @@ def plain_refined_map(model: R2O, batch: Batch, seeds: list[np.ndarray]) -> np.n
         c4 = copy.deepcopy(model.target)["backbone"].forward_c4(batch.images.double()).numpy()
     maps = []
     for group, centres in enumerate(seeds):
-        rows, cells = [], []
+        cells = []
         for b in range(group * GROUP, (group + 1) * GROUP):
             # superpixel s covers cell s alone: 16 × 16 pixels
             cells += [unit(c4[b, :, y, x]) for y, x in itertools.product(range(CELLS), repeat=2)]
@@ -70,30 +70,6 @@ def plain_refined_map(model: R2O, batch: Batch, seeds: list[np.ndarray]) -> np.n
             centres = np.stack([rows[nearest == k].mean(0) for k in range(len(centres))])
         maps.append(((rows[:, None] - centres[None]) ** 2).sum(2).argmin(1).reshape(GROUP, CELLS, CELLS))
     return np.concatenate(maps)
-
-
-def plain_loss(model: R2O, batch: Batch, refined_map: np.ndarray, num_clusters: int) -> torch.Tensor:
-    """Eqs. 4 and 5 mask by mask, in float64."""
-    views = batch.views.double()
-    with torch.no_grad():
-        target_c5 = [model.target["backbone"](views[:, v]).c5 for v in (0, 1)]
-    online_c5 = [model.online["backbone"](views[:, v]).c5 for v in (0, 1)]
-    pooled: dict[str, list[list[torch.Tensor]]] = {"online": [[], []], "target": [[], []]}
-    for b, k in itertools.product(range(IMAGES), range(num_clusters)):
-        mask = torch.from_numpy(refined_map[b] == k).double()[None, None]
-        in_view = []
-        for v in (0, 1):
-            aligned = roi_align(mask, [batch.crop_box[b, v].double()[None] * CELLS], output_size=(2, 2), aligned=True)
-            in_view.append(aligned[0, 0].flip(1) if batch.flipped[b, v] else aligned[0, 0])
-        if min(m.sum().item() for m in in_view) <= 1e-3:
-            continue
-        for v in (0, 1):
-            for name, c5 in (("online", online_c5), ("target", target_c5)):
-                pooled[name][v].append((c5[v][b] * in_view[v]).sum((1, 2)) / in_view[v].sum())
-    q = [model.predictor(model.online["projector"](torch.stack(pooled["online"][v]))) for v in (0, 1)]
-    with torch.no_grad():
-        z = [model.target["projector"](torch.stack(pooled["target"][v])) for v in (0, 1)]
-    return sum((F.normalize(q[v], dim=1) - F.normalize(z[1 - v], dim=1)).square().sum(1).mean() for v in (0, 1))
 
 
 def test_a_step_equals_the_float64_reference() -> None:
@@ -114,7 +90,8 @@ def test_a_step_equals_the_float64_reference() -> None:
     figures = train_step(
         model, build_optimizer(model, SETTINGS), Arrived(host, batch), step=0, settings=SETTINGS, plan=plan, world=world
     )
-    loss = plain_loss(reference, batch, refined_map, 5)
+    in_double = batch._replace(views=batch.views.double())
+    loss = plain_reference(reference, in_double, torch.from_numpy(refined_map), 5)
     loss.backward()
     assert figures.loss == pytest.approx(loss.item(), rel=1e-5)
     learned = [(n, p, r) for (n, p), r in zip(model.named_parameters(), reference.parameters(), strict=True)]

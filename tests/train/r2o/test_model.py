@@ -47,17 +47,17 @@ def seeds(num_clusters: int, groups: int = 1) -> torch.Tensor:
 
 
 def plain_reference(model: R2O, batch: Batch, refined_map: torch.Tensor, num_clusters: int) -> torch.Tensor:
-    """L_repr mask by mask, with loops, from the networks' C5."""
+    """L_repr (Eqs. 4, 5) mask by mask, with loops, from the networks' C5, in the precision of the views."""
     with torch.no_grad():
         target_c5 = [model.target["backbone"](batch.views[:, v]).c5 for v in (0, 1)]
     online_c5 = [model.online["backbone"](batch.views[:, v]).c5 for v in (0, 1)]
     pooled: dict[str, list[list[torch.Tensor]]] = {"online": [[], []], "target": [[], []]}
     for b in range(len(batch.images)):
         for k in range(num_clusters):
-            mask = (refined_map[b] == k).float()[None, None]
+            mask = (refined_map[b] == k).to(batch.views.dtype)[None, None]
             in_view = []
             for v in (0, 1):
-                box = batch.crop_box[b, v] * refined_map.shape[1]
+                box = batch.crop_box[b, v].to(mask.dtype) * refined_map.shape[1]
                 aligned = roi_align(mask, [box[None]], output_size=(2, 2), aligned=True)[0, 0]
                 in_view.append(aligned.flip(1) if batch.flipped[b, v] else aligned)
             if min(m.sum().item() for m in in_view) <= 1e-3:
