@@ -14,7 +14,8 @@ RANK = """
 import os, signal, sys, time
 rank, what, folder, _ = int(os.environ["RANK"]), *sys.argv[1:]
 if what == "ok":
-    print(f"rank {rank} of {os.environ['WORLD_SIZE']}", flush=True)
+    sys.stdout.write(f"rank {rank} of {os.environ['WORLD_SIZE']}\\n")  # in one piece, also where output is unbuffered
+    sys.stdout.flush()
     sys.exit(0)
 if rank == 1 and what == "input":
     print("r2o: error: x.yaml: no such file", file=sys.stderr)
