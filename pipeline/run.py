@@ -7,7 +7,6 @@ keeps it. An output that has no state was not made by this workflow: it is left 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shlex
@@ -21,8 +20,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.artifacts.errors import EXIT_INTERRUPTED, InputError
-from pipeline.artifacts.files import write_atomic
+from pipeline.artifacts.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, InputError
+from pipeline.artifacts.files import only_holder, write_atomic
 from pipeline.artifacts.fingerprint import differences, fingerprint
 from pipeline.artifacts.progress import format_seconds
 from pipeline.launchers import local
@@ -106,7 +105,7 @@ def _run_stage(stage: Stage, *, work: Path, parts: dict[str, Any], start: Callab
     write_state(work, state)
     began = time.monotonic()
     if code := start(stage):
-        if code != EXIT_INTERRUPTED:
+        if code not in (EXIT_INTERRUPTED, EXIT_REQUEUE):
             print(f"r2o: stage {stage.name}: exit code {code}; alone: {shlex.join(command)}", file=sys.stderr)
         return code
     assert stage.marker.exists(), f"stage {stage.name} succeeded without its marker {stage.marker}"
@@ -206,9 +205,8 @@ def _only_run(work: Path) -> Iterator[None]:
         (work / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{work} cannot be the work folder ({error.strerror}); give another with --work") from None
-    with (work / STATE_FOLDER / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another `r2o run` works on {work}; wait for it or give another --work") from None
+    with only_holder(
+        work / STATE_FOLDER / "lock",
+        otherwise=f"another `r2o run` works on {work}; wait for it or give another --work",
+    ):
         yield

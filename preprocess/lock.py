@@ -6,18 +6,16 @@ whoever comes later and sees it renewed gives up, and one that sees it stand sti
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from time import monotonic, sleep
 
 from pipeline.artifacts.errors import InputError
+from pipeline.artifacts.files import only_holder
 from pipeline.artifacts.storage import Folder, LocalFolder
 
 LOCK_NAME = "lock"
@@ -35,33 +33,12 @@ def held(folder: Folder, *, shards: str) -> Iterator[None]:
     Raises:
         InputError: another job holds it.
     """
-    with _flock(folder.path / LOCK_NAME, shards) if isinstance(folder, LocalFolder) else _lease(folder, shards):
+    if isinstance(folder, LocalFolder):
+        lock = only_holder(folder.path / LOCK_NAME, otherwise=_taken(shards))
+    else:
+        lock = _lease(folder, shards)
+    with lock:
         yield
-
-
-@contextmanager
-def _flock(path: Path, shards: str) -> Iterator[None]:
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(_taken(shards)) from None
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
-                    raise
-            if not _is_at(path, file.fileno()):
-                continue  # its former holder removed it between our opening and our locking
-            yield
-            return
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 @contextmanager

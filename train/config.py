@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.settings import Settings
@@ -208,23 +208,53 @@ class OptimSettings(Settings):
 
 
 class RunSettings(Settings):
-    """How a run is executed and watched; of these only `precision` and `channels_last` touch a number."""
+    """How a run is executed and watched; of these only `precision` and `channels_last` are content.
+
+    Attributes:
+        local_batch_size: images of one process and forward pass; null: whatever makes the global batch come out.
+        accumulation: forward passes per step and process. Batch norm, and negatives of the contrastive losses, then see
+            one pass at a time, not the global batch.
+        on_other_batch: when local_batch_size × processes × accumulation is not global_batch_size: `stop`, or `scale`
+            to what they make: the learning rate linearly, target_ema to τ^(batch made / batch of the recipe).
+        precision: of the networks' passes; weights, updates, K-means and loss are float32. `fp16` scales the loss and
+            skips the updates that overflow. `tf32` rounds float32 products on CUDA devices that can.
+        compile: torch.compile of the backbones.
+        milestone_every_epochs: the checkpoints at the ends of such epochs are never removed.
+        checkpoint_every_minutes: also so long after the last one.
+        collective_timeout_minutes: a process that waits longer for the others takes them for dead.
+    """
 
     NOT_CONTENT: ClassVar[frozenset[str]] = frozenset(
         {
-            "log_every_steps", "checkpoint_every_epochs", "checkpoint_every_steps", "keep_checkpoints",
-            "panels_every_epochs", "panel_images",
+            "local_batch_size", "accumulation", "on_other_batch", "compile", "log_every_steps",
+            "checkpoint_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints",
+            "milestone_every_epochs", "panels_every_epochs", "panels_every_steps", "panel_images",
+            "collective_timeout_minutes",
         }
     )  # fmt: skip
 
-    precision: Literal["fp32", "bf16"] = "fp32"
+    local_batch_size: Positive | None = None
+    accumulation: Positive = 1
+    on_other_batch: Literal["stop", "scale"] = "stop"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
+    compile: bool = False
     log_every_steps: Positive = 10
     checkpoint_every_epochs: Positive = 1
     checkpoint_every_steps: Positive | None = Field(None, description="also within epochs")
-    keep_checkpoints: Positive = 2
+    checkpoint_every_minutes: Annotated[float, Field(gt=0)] | None = 15
+    keep_checkpoints: Positive = Field(2, description="the newest; milestones are kept besides")
+    milestone_every_epochs: Positive | None = 100
     panels_every_epochs: Positive = 10
+    panels_every_steps: Positive | None = Field(None, description="also within epochs")
     panel_images: Positive = 8
+    collective_timeout_minutes: Annotated[float, Field(gt=0)] = 10
+
+    @model_validator(mode="after")
+    def _scales_to_something(self) -> Self:
+        if self.on_other_batch == "scale" and self.local_batch_size is None:
+            raise ValueError("on_other_batch: scale needs local_batch_size")
+        return self
 
 
 class PretrainSettings(Settings):
@@ -262,6 +292,25 @@ class PretrainSettings(Settings):
         if self.curriculum.hold_epochs >= self.epochs:
             raise ValueError(f"curriculum.hold_epochs {self.curriculum.hold_epochs} is not below epochs {self.epochs}")
         return self
+
+    def fitted_to(self, num_ranks: int) -> PretrainSettings:
+        """These settings or, with `run.on_other_batch: scale`, those of the global batch that `num_ranks` make.
+
+        The learning rate follows by itself, since `base_lr` is per 256 images.
+
+        Raises:
+            InputError: that global batch holds no whole clustering groups.
+        """
+        run = self.run
+        made = (run.local_batch_size or 0) * num_ranks * run.accumulation
+        if run.on_other_batch == "stop" or made == self.global_batch_size:
+            return self
+        reference = self.optim.target_ema_batch_size or self.global_batch_size
+        optim = self.optim.model_copy(update={"target_ema_batch_size": reference})
+        try:
+            return PretrainSettings.model_validate({**dict(self), "global_batch_size": made, "optim": optim})
+        except ValidationError as error:
+            raise InputError(f"{num_ranks} processes: {error.errors()[0]['msg']}") from None
 
     @property
     def peak_lr(self) -> float:
@@ -307,13 +356,14 @@ class BatchPlan:
     num_samples: int
     global_batch_size: int
     num_ranks: int
+    accumulation: int = 1
     epochs: int
     warmup_epochs: float
 
     @property
     def local_batch_size(self) -> int:
-        """Images per rank and step."""
-        return self.global_batch_size // self.num_ranks
+        """Images per rank and forward pass; a step has `accumulation` of them."""
+        return self.global_batch_size // (self.num_ranks * self.accumulation)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -332,28 +382,51 @@ class BatchPlan:
 
 
 def plan_batches(settings: PretrainSettings, *, num_samples: int, num_ranks: int) -> BatchPlan:
-    """The batch arithmetic of a run.
+    """The batch arithmetic of a run whose settings are `fitted_to` the ranks.
 
     Raises:
-        InputError: fewer samples than one global batch, or ranks that do not hold whole clustering groups.
+        InputError: fewer samples than one global batch, ranks that do not hold whole clustering groups, or a global
+            batch that does not come out.
     """
-    batch, group = settings.global_batch_size, settings.refine.clustering_group_size
+    batch, group, run = settings.global_batch_size, settings.refine.clustering_group_size, settings.run
     if num_samples < batch:
         raise InputError(
             f"the shards hold {num_samples} samples, less than one global batch of {batch}; "
             "lower pretrain.global_batch_size or make more shards"
         )
-    if batch % (num_ranks * group):
+    passes = num_ranks * run.accumulation
+    if run.local_batch_size is not None and run.local_batch_size * passes != batch:
+        raise InputError(_other_batch(settings, num_ranks))
+    if batch % (passes * group):
         raise InputError(
-            f"{num_ranks} processes cannot share a global batch of {batch} in whole clustering groups of {group}; "
-            f"use a number of processes that divides {batch // group}"
+            f"{num_ranks} processes{f' × {run.accumulation} passes' if run.accumulation > 1 else ''} cannot share a "
+            f"global batch of {batch} in whole clustering groups of {group}; use a number of processes "
+            f"{'× passes ' if run.accumulation > 1 else ''}that divides {batch // group}"
         )
     return BatchPlan(
         num_samples=num_samples,
         global_batch_size=batch,
         num_ranks=num_ranks,
+        accumulation=run.accumulation,
         epochs=settings.epochs,
         warmup_epochs=settings.optim.warmup_epochs,
+    )
+
+
+def _other_batch(settings: PretrainSettings, num_ranks: int) -> str:
+    """That the global batch does not come out, and the ways to make it."""
+    batch, local, run = settings.global_batch_size, settings.run.local_batch_size, settings.run
+    assert local is not None
+    made = local * num_ranks * run.accumulation
+    fitting = f"pretrain.run.accumulation={batch // (local * num_ranks)}" if batch % (local * num_ranks) == 0 else None
+    ways = [
+        *([fitting] if fitting else []),
+        f"pretrain.global_batch_size={made}",
+        "pretrain.run.on_other_batch=scale, which changes learning rate and target_ema with it by rule",
+    ]
+    return (
+        f"{num_ranks} processes × {local} images × {run.accumulation} passes make a global batch of {made}, but the "
+        f"recipe's is {batch}; set {', or '.join(ways)}"
     )
 
 

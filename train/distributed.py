@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,7 +19,10 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.artifacts.errors import AgreedError, InputError
 from train.r2o.loss import Everywhere, Gather, only_here
+
+FIRST_PORT, PORTS = 20_000, 10_000  # where the ranks of a Slurm job meet, by its number
 
 
 @dataclass(frozen=True)
@@ -34,30 +39,117 @@ class World:
         return self.rank == 0
 
 
+def adopt_ranks() -> None:
+    """Set torchrun's variables from those of srun, where this process was started by it and not by torchrun.
+
+    `SLURM_STEP_…` are set for the tasks of srun alone; a batch script, which is no rank, has none of them.
+    Ranks are taken to fill one node after the other (srun's default).
+
+    Raises:
+        InputError: srun's variables are incomplete.
+    """
+    given = os.environ
+    if "RANK" in given or int(given.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+        return
+    try:
+        tasks, node = _repeated(given["SLURM_STEP_TASKS_PER_NODE"]), int(given["SLURM_NODEID"])
+        found = {
+            "RANK": given["SLURM_PROCID"],
+            "WORLD_SIZE": given["SLURM_STEP_NUM_TASKS"],
+            "LOCAL_RANK": given["SLURM_LOCALID"],
+            "LOCAL_WORLD_SIZE": str(tasks[node]),
+            "MASTER_ADDR": _first_host(given["SLURM_STEP_NODELIST"]),
+            "MASTER_PORT": str(FIRST_PORT + (int(given["SLURM_JOB_ID"]) + 97 * int(given["SLURM_STEP_ID"])) % PORTS),
+        }
+    except (KeyError, ValueError, IndexError) as error:
+        raise InputError(f"srun's environment does not tell the ranks ({error!r}); start with torchrun") from None
+    given.update({name: given.get(name, value) for name, value in found.items()})
+
+
+def _repeated(counts: str) -> list[int]:
+    """Slurm's short form of a list: "8(x3),4" is 8, 8, 8, 4."""
+    parts = [part.removesuffix(")").partition("(x") for part in counts.split(",")]
+    return [int(count) for count, _, times in parts for _ in range(int(times or 1))]
+
+
+def _first_host(nodelist: str) -> str:
+    """The first of Slurm's list of hosts: "gpu-[07-09,12],login" is gpu-07, …"""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodelist)
+    if first is None:
+        raise ValueError(f"no host in {nodelist!r}")
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0])
+
+
+def num_ranks() -> int:
+    """How many processes there are, by torchrun's variables."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def node_ranks() -> range:
     """The ranks of this process's node, by torchrun's variables."""
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, size = int(os.environ.get("RANK", 0)), num_ranks()
     first = rank - int(os.environ.get("LOCAL_RANK", 0))
     return range(first, min(first + int(os.environ.get("LOCAL_WORLD_SIZE", 1)), size))
 
 
 @contextmanager
-def world_from_environment() -> Iterator[World]:
-    """The process group that torchrun's variables describe (NCCL with a GPU, gloo without), or a world of one."""
-    size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
+def world_from_environment(*, timeout_minutes: float = 10.0) -> Iterator[World]:
+    """The process group that torchrun's variables describe (NCCL with a GPU, gloo without), or a world of one.
+
+    Args:
+        timeout_minutes: a collective that takes longer fails.
+    Raises:
+        InputError: a node has fewer GPUs than processes, or the others do not come.
+        LostRankError: a collective failed within.
+    """
+    size, device = num_ranks(), _device(int(os.environ.get("LOCAL_RANK", 0)))
     if size == 1:
         yield World(0, 1, device)
         return
-    dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+    cuda, timeout = device.type == "cuda", timedelta(minutes=timeout_minutes)
+    try:
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, device_id=device if cuda else None)
+    except dist.DistStoreError as error:
+        raise InputError(
+            f"rank {os.environ.get('RANK')} waited {timeout_minutes:g} minutes for the others at "
+            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} ({str(error).partition('.')[0]})"
+        ) from None
     try:
         yield World(dist.get_rank(), size, device)
         dist.barrier()
+    except RuntimeError as error:
+        if not _is_of_collective(error):
+            raise
+        raise LostRankError(dist.get_rank(), str(error)) from error
     finally:
         dist.destroy_process_group()
+
+
+class LostRankError(Exception):
+    """A collective failed: another rank died, hangs, or its node cannot be reached."""
+
+    def __init__(self, rank: int, cause: str) -> None:
+        super().__init__(
+            f"rank {rank} lost the others, so one of them has died or hangs; its own message says why "
+            f"({cause.strip().splitlines()[0][:200]})"
+        )
+
+
+def _is_of_collective(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+
+
+def _device(local_rank: int) -> torch.device:
+    """This rank's GPU, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    visible = torch.cuda.device_count()
+    if visible == 1 and "SLURM_PROCID" in os.environ:  # srun --gpus-per-task=1 shows each task its own
+        local_rank = 0
+    if local_rank >= visible:
+        raise InputError(f"process {local_rank} of this node has no GPU, {visible} are visible; start fewer processes")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def distribute(model: nn.Module, world: World) -> nn.Module:
@@ -68,18 +160,20 @@ def distribute(model: nn.Module, world: World) -> nn.Module:
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     if world.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return DistributedDataParallel(model, device_ids=[world.device.index], **_LOCAL_BUFFERS)
-    return DistributedDataParallel(_with_global_batch_norm(model), **_LOCAL_BUFFERS)
+        return DistributedDataParallel(model, device_ids=[world.device.index], **_DDP)
+    return DistributedDataParallel(_with_global_batch_norm(model), **_DDP)
 
 
+def only_local(model: nn.Module) -> AbstractContextManager[None]:
+    """Within it, backward passes add to the gradients without averaging them over ranks."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+# Gradients are averaged bucket by bucket while the backward pass goes on, and lie in the buckets themselves.
 # Global batch norms keep the buffers of all ranks equal. torch 2.15 renamed the argument that says so.
-_LOCAL_BUFFERS: dict[str, Any] = {
-    name: False
-    for name in ("forward_sync_buffers", "broadcast_buffers")
-    if name in inspect.signature(DistributedDataParallel.__init__).parameters
-}
-if len(_LOCAL_BUFFERS) > 1:
-    del _LOCAL_BUFFERS["broadcast_buffers"]
+_BUFFERS = ("forward_sync_buffers", "broadcast_buffers")
+_LOCAL_BUFFERS = next(n for n in _BUFFERS if n in inspect.signature(DistributedDataParallel.__init__).parameters)
+_DDP: dict[str, Any] = {_LOCAL_BUFFERS: False, "gradient_as_bucket_view": True}
 
 
 def sum_over_ranks(values: Tensor, world: World) -> Tensor:
@@ -122,6 +216,27 @@ def texts_of_all(text: str, world: World) -> list[str]:
     padded = [torch.zeros(longest, dtype=torch.uint8, device=world.device) for _ in range(world.size)]
     dist.all_gather(padded, F.pad(data, (0, longest - len(data))))
     return [bytes(p[: int(n) - 1].cpu().numpy()).decode() for p, n in zip(padded, sizes, strict=True)]
+
+
+def from_main(produce: Callable[[], str], world: World) -> str:
+    """What `produce` gives on the main rank, on each. Where it raises InputError there, all raise AgreedError."""
+    told = ""
+    if world.is_main:
+        try:
+            told = "=" + produce()
+        except InputError as error:
+            told = "!" + str(error)
+    told = texts_of_all(told, world)[0]
+    if told.startswith("!"):
+        raise AgreedError(told[1:])
+    return told[1:]
+
+
+def copy_from_main(tensors: Iterable[Tensor], world: World) -> None:
+    """Give every rank the main rank's values, in place."""
+    if world.size > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def wait_for_all(world: World) -> None:

@@ -63,12 +63,13 @@ class LARS(Optimizer):
         )
         updates += [p.grad for p in plain if p.grad is not None]
         ordered = [*adapted, *plain]
-        buffers = [self._momentum_buffer(p) for p in ordered]
+        buffers = [self.momentum_buffer(p) for p in ordered]
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, updates, alpha=group["lr"] if is_release else 1.0)
         torch._foreach_add_(ordered, buffers, alpha=-1.0 if is_release else -group["lr"])
 
-    def _momentum_buffer(self, parameter: Tensor) -> Tensor:
+    def momentum_buffer(self, parameter: Tensor) -> Tensor:
+        """m of a parameter; zeros before its first update."""
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)

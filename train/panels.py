@@ -36,7 +36,7 @@ CURVES = ("loss", "num_clusters", "prediction_std", "projection_std", "valid_fra
 class Panels:
     """Draws one clustering group of fixed images, evenly spaced over the shards, whenever it is asked to.
 
-    Epochs are counted as done: those of K and of the superpixels that the last of them had are drawn.
+    K and superpixels are those of the epoch that is asked for.
     """
 
     def __init__(self, reader: ShardReader, settings: PretrainSettings, device: torch.device) -> None:
@@ -51,13 +51,13 @@ class Panels:
 
     def refined_maps(self, model: R2O, *, epoch: int) -> np.ndarray:
         """Refined maps (N, h, w) of the fixed images. Every rank must take part: batch statistics are shared."""
-        num_clusters = self._settings.num_clusters(max(epoch - 1, 0))
+        num_clusters = self._settings.num_clusters(epoch)
         uniforms = seeding_uniforms(num_clusters, seed=self._settings.seed, step=0, first_group=0, num_groups=1)
         superpixels = torch.from_numpy(self._superpixels_of(epoch)).to(self._device)
         return model.refine(self._images, superpixels, uniforms.to(self._device)).cpu().numpy()
 
-    def draw(self, run: Path, refined_maps: np.ndarray, *, epoch: int) -> Path:
-        """Write `panels/epoch-0003.png`, and `panels/over_training.png` from all there are."""
+    def draw(self, run: Path, refined_maps: np.ndarray, *, step: int, epoch: int) -> Path:
+        """Write `panels/step-00000936.png`, steps done, and `panels/over_training.png` from all there are."""
         rows = [
             [
                 image,
@@ -68,14 +68,14 @@ class Panels:
         ]
         folder = run / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"epoch-{epoch:04d}.png"
-        num_clusters = self._settings.num_clusters(max(epoch - 1, 0))
-        _save(sheet(rows, ["image", "superpixels", f"epoch {epoch}, K = {num_clusters}"]), path)
-        _save(_over_training(sorted(folder.glob("epoch-*.png"))), folder / "over_training.png")
+        path = folder / f"step-{step:08d}.png"
+        num_clusters = self._settings.num_clusters(epoch)
+        _save(sheet(rows, ["image", "superpixels", f"step {step}, K = {num_clusters}"]), path)
+        _save(_over_training(sorted(folder.glob("step-*.png"))), folder / "over_training.png")
         return path
 
     def _superpixels_of(self, epoch: int) -> np.ndarray:
-        return self._superpixels[self._settings.superpixel_map(max(epoch - 1, 0))]
+        return self._superpixels[self._settings.superpixel_map(epoch)]
 
 
 def _readable(

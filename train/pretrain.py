@@ -1,6 +1,7 @@
 """Pretrain: build → resume → loop → save. (`r2o pretrain` starts it.)
 
-By hand: `torchrun --nproc-per-node 8 -m -- train.pretrain --shards … --run … --config …`.
+By hand: `torchrun --nproc-per-node 8 -m -- train.pretrain --shards … --run … --config …`, or on every task of
+`srun python -m train.pretrain …`.
 """
 
 from __future__ import annotations
@@ -8,70 +9,66 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-import torchvision
-from torch import nn
 
-from pipeline.artifacts.errors import InputError, exit_code_of
+from pipeline.artifacts.errors import AgreedError, InputError, exit_code_of
 from pipeline.artifacts.files import write_atomic
-from pipeline.artifacts.fingerprint import differences, fingerprint
 from pipeline.artifacts.manifest import Manifest
 from pipeline.artifacts.progress import Progress
-from pipeline.artifacts.settings import dump_settings, load_settings
-from train.checkpoint import restore_checkpoint, save_checkpoint
+from pipeline.artifacts.settings import load_settings
+from train.build import Training, build_training, compile_backbones, unwrapped
+from train.checkpoint import Checkpoints, resume
 from train.clock import StepClock
 from train.config import BatchPlan, PretrainSettings, plan_batches
-from train.data.device import device_batches
+from train.data.device import Arrived, device_batches
 from train.data.loader import host_batches
 from train.data.skipped import SkippedLog, require_few_skipped
 from train.data.source import check_shards, describe_reading, max_superpixels, open_shards
 from train.data.stream import ShardReader, Skipped
 from train.distributed import (
+    LostRankError,
     World,
+    adopt_ranks,
     distribute,
-    gather_rows,
+    from_main,
     node_ranks,
+    num_ranks,
     sum_over_ranks,
     texts_of_all,
-    wait_for_all,
     world_from_environment,
 )
 from train.export import BACKBONE_NAME, save_backbone
 from train.metrics import RunLog
-from train.optim import LARS
 from train.panels import Panels, draw_curves
-from train.step import StepFigures, build_model, build_optimizer, train_step, unwrapped
+from train.run_folder import RunFolder
+from train.step import NotFiniteError, StepFigures, train_step
+from train.stopping import StopRequest, exit_code_after, stop_request
 
-CONFIG_NAME = "config.yaml"
 MAIN_SPEAKS_FIRST = 10.0  # seconds
-RECORD_NAME = "run.json"  # settings' fingerprint, versions, commit and command
-
-
-def run_fingerprint(settings: PretrainSettings, manifest: Manifest) -> str:
-    """What decides the weights of a run: its settings but for how it is watched, and its shards."""
-    return fingerprint(settings=settings.content(), shards=manifest.fingerprint)
+SHOWN_KEYS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A run that has been checked: settings, shards and run folder fit together."""
 
-    settings: PretrainSettings
-    manifest: Manifest
+    folder: RunFolder
     plan: BatchPlan
     reader: ShardReader
     reading: str
     problems: tuple[str, ...]
-    run: Path
-    fingerprint: str
+
+    @property
+    def settings(self) -> PretrainSettings:
+        """Those of the run, of the global batch that its ranks make."""
+        return self.folder.settings
 
 
 def check_job(settings: PretrainSettings, *, shards: str, run: Path, num_ranks: int, node_ranks: range) -> Job:
@@ -83,96 +80,123 @@ def check_job(settings: PretrainSettings, *, shards: str, run: Path, num_ranks: 
     Raises:
         InputError: shards, run folder, settings and number of ranks do not fit together.
     """
+    settings = settings.fitted_to(num_ranks)
     manifest = Manifest.read(shards)
     if not settings.data.accept_over_limit:
         manifest.require_within_limit(shards, unless="pretrain.data.accept_over_limit=true")
     plan = plan_batches(settings, num_samples=manifest.stored, num_ranks=num_ranks)
     reader = open_shards(shards, manifest, settings.data)
     problems = check_shards(reader, settings)
-    identity = run_fingerprint(settings, manifest)
-    _check_run_folder(run, settings, identity)
+    folder = RunFolder(run, settings, manifest)
+    folder.check()
     return Job(
-        settings=settings,
-        manifest=manifest,
+        folder=folder,
         plan=plan,
         reader=reader,
         reading=describe_reading(reader, settings, node_ranks=node_ranks, num_ranks=num_ranks),
         problems=tuple(problems),
-        run=run,
-        fingerprint=identity,
     )
 
 
-def pretrain(job: Job, world: World) -> None:
-    """Train to the end from the newest checkpoint, and leave `backbone.pt`."""
-    settings = job.settings
-    if world.is_main:
-        _describe_run(job)
-        for line in (job.reading, *(f"going on without: {problem}" for problem in job.problems)):
-            print(f"pretrain: {line}", file=sys.stderr)
-    wait_for_all(world)
-    r2o = build_model(settings, max_superpixels=max_superpixels(job.manifest, settings)).to(world.device).train()
-    r2o.gather = gather_rows(world)
-    optimizer = build_optimizer(r2o, settings)
-    first_step = restore_checkpoint(job.run, r2o, optimizer, fingerprint=job.fingerprint)
-    if settings.run.channels_last:
-        r2o = r2o.to(memory_format=torch.channels_last)
-    _Loop(job, world, distribute(r2o, world), optimizer).train(first_step)
-    if world.is_main:
-        path = job.run / BACKBONE_NAME
-        backbone = r2o.online["backbone"]
-        save_backbone(
-            path,
-            backbone=backbone,
-            name=settings.model.backbone,
-            fingerprint=job.fingerprint,
+def pretrain(job: Job, world: World) -> int:
+    """Train from the newest checkpoint to the end, and leave `backbone.pt`.
+
+    Returns:
+        the exit code: 0 at the end; EXIT_REQUEUE or EXIT_INTERRUPTED where a signal ended it in good order.
+    """
+    settings, folder, plan = job.settings, job.folder, job.plan
+    with ExitStack() as held:
+        from_main(lambda: folder.hold(held), world)
+        training = build_training(settings, plan, world, max_superpixels=max_superpixels(folder.manifest, settings))
+        first_step = resume(folder.path, training, fingerprint=folder.fingerprint)
+        if world.is_main:
+            folder.note_start(plan, world.device, step=first_step)
+            _say_what_starts(job, first_step)
+        if settings.run.compile:
+            compile_backbones(unwrapped(training.model))
+        training = replace(training, model=distribute(training.model, world))
+        with stop_request() as request:
+            return _Loop(job, training, request).train(first_step)
+
+
+def _say_what_starts(job: Job, first_step: int) -> None:
+    plan, run = job.plan, job.settings.run
+    lines = [job.reading, *(f"going on without: {problem}" for problem in job.problems)]
+    if plan.accumulation > 1:
+        lines.append(
+            f"WARNING: {plan.accumulation} passes a step: batch norm sees {plan.local_batch_size * plan.num_ranks} "
+            f"images at a time, not the global batch of {plan.global_batch_size}"
         )
-        print(f"pretrain: {job.plan.total_steps} steps done; backbone in {path}", file=sys.stderr)
+    if run.on_other_batch == "scale":
+        lines.append(
+            f"global batch {plan.global_batch_size}: peak learning rate {job.settings.peak_lr:g}, "
+            f"target_ema {job.settings.target_ema(0, plan):.5f} at the start"
+        )
+    if first_step:
+        epoch, position = divmod(first_step, plan.steps_per_epoch)
+        lines.append(f"going on after step {first_step} (epoch {epoch}, {position} steps in)")
+    for line in lines:
+        print(f"pretrain: {line}", file=sys.stderr)
 
 
 class _Loop:
     """The steps of a run, and what is written between them."""
 
-    def __init__(self, job: Job, world: World, model: nn.Module, optimizer: LARS) -> None:
-        self.job, self.world, self.model, self.optimizer = job, world, model, optimizer
-        self.settings, self.plan = job.settings, job.plan
-        self.panels = Panels(job.reader, job.settings, world.device)
+    def __init__(self, job: Job, training: Training, request: StopRequest) -> None:
+        self.job, self.training, self.request = job, training, request
+        self.settings, self.plan, self.world = job.settings, job.plan, training.world
+        self.run = job.folder.path
+        self.checkpoints = Checkpoints(
+            self.run, fingerprint=job.folder.fingerprint, keep=self.settings.run.keep_checkpoints
+        )
+        self.panels = Panels(job.reader, job.settings, self.world.device)
 
-    def train(self, first_step: int) -> None:
-        """Run all steps that are left after `first_step` steps."""
+    def train(self, first_step: int) -> int:
+        """Run all steps that are left after `first_step` steps; gives the exit code."""
         plan, world = self.plan, self.world
-        self.log = RunLog(self.job.run, first_step=first_step) if world.is_main else None
-        self.skipped = SkippedLog(self.job.run, first_step=first_step) if world.is_main else None
-        if first_step and world.is_main:
-            epoch, position = divmod(first_step, plan.steps_per_epoch)
-            print(f"pretrain: going on after step {first_step} (epoch {epoch}, {position} steps in)", file=sys.stderr)
+        self.log = RunLog(self.run, first_step=first_step) if world.is_main else None
+        self.skipped = SkippedLog(self.run, first_step=first_step) if world.is_main else None
         if first_step == 0:
             self._draw_panels(0)
+        progress = Progress("pretrain", plan.total_steps, "steps", done=first_step)
+        self.clock = StepClock()
+        arriving = self._arriving(first_step)
+        for step in range(first_step, plan.total_steps):
+            self.skipped_here: list[Skipped] = []
+            asks = self.request.signal is not None or self.checkpoints.failed()
+            try:
+                figures = train_step(self.training, arriving, step=step, asks_to_stop=asks)
+            except NotFiniteError as error:
+                raise AgreedError(self._explain(error)) from None
+            if figures.skipped:
+                self._note_skipped(step)
+            self._tell(step, figures, progress)
+            self._end_step(step + 1)
+            if figures.asked_to_stop and step + 1 < plan.total_steps:
+                return self._stop(step + 1)
+        from_main(self._finish, world)
+        return 0
+
+    def _arriving(self, first_step: int) -> Iterator[Arrived]:
+        """The rank's local batches of all steps that are left."""
         host = host_batches(
             self.job.reader,
             self.settings,
-            range(first_step, plan.total_steps),
-            rank=world.rank,
-            num_ranks=world.size,
+            range(first_step, self.plan.total_steps),
+            local_batch_size=self.plan.local_batch_size,
+            rank=self.world.rank,
+            num_ranks=self.world.size,
             node_ranks=node_ranks(),
-            pin_memory=world.device.type == "cuda",
+            pin_memory=self.world.device.type == "cuda",
         )
-        batches = device_batches(host, self.settings, world.device)
-        progress = Progress("pretrain", plan.total_steps, "steps", done=first_step)
-        clock = StepClock()
-        for step, arrived in enumerate(clock.waiting(batches), start=first_step):
-            figures = train_step(
-                self.model, self.optimizer, arrived, step=step, settings=self.settings, plan=plan, world=world
-            )
-            if figures.skipped:
-                self._note_skipped(step, arrived.host.skipped)
-            self._tell(step, figures, clock, progress)
-            self._end_step(step + 1)
+        for arrived in self.clock.waiting(device_batches(host, self.settings, self.world.device)):
+            self.skipped_here += arrived.host.skipped
+            yield arrived
 
-    def _note_skipped(self, step: int, here: tuple[Skipped, ...]) -> None:
+    def _note_skipped(self, step: int) -> None:
         """Name what any rank skipped; raises InputError on all of them once it is too much."""
         epoch = step // self.plan.steps_per_epoch
-        texts = texts_of_all(json.dumps(here), self.world)
+        texts = texts_of_all(json.dumps(self.skipped_here), self.world)
         count = 0
         if self.skipped is not None:
             self.skipped.write([Skipped(*one) for text in texts for one in json.loads(text)], step=step)
@@ -184,84 +208,94 @@ class _Loop:
             epoch=epoch,
         )
 
-    def _tell(self, step: int, figures: StepFigures, clock: StepClock, progress: Progress) -> None:
+    def _tell(self, step: int, figures: StepFigures, progress: Progress) -> None:
         if self.log is None:
             return
         last = step + 1 == self.plan.total_steps
         epoch = step // self.plan.steps_per_epoch
         if step % self.settings.run.log_every_steps == 0 or last:
-            speed = clock.since_last_report(self.plan.global_batch_size)
+            speed = self.clock.since_last_report(self.plan.global_batch_size)
             self.log.write(step=step, epoch=epoch, **figures._asdict(), **speed)
         progress.advance(
             1,
             f"epoch {epoch + 1}/{self.plan.epochs}  loss {figures.loss:.4f}  K {figures.num_clusters}  "
-            f"lr {figures.lr:.3g}  {clock.images_per_second(self.plan.global_batch_size):.3g} images/s  "
-            f"data_wait {clock.data_wait:.1%}",
+            f"lr {figures.lr:.3g}  {self.clock.images_per_second(self.plan.global_batch_size):.3g} images/s  "
+            f"data_wait {self.clock.data_wait:.1%}",
         )
 
     def _end_step(self, done: int) -> None:
         """What comes after some of the steps: panels, a checkpoint."""
         run, last = self.settings.run, done == self.plan.total_steps
         epoch, inside = divmod(done, self.plan.steps_per_epoch)
-        if inside == 0 and (epoch % run.panels_every_epochs == 0 or last):
-            self._draw_panels(epoch)
-        due = inside == 0 and epoch % run.checkpoint_every_epochs == 0
-        due |= run.checkpoint_every_steps is not None and done % run.checkpoint_every_steps == 0
-        if self.world.is_main and (due or last):
-            save_checkpoint(
-                self.job.run,
-                unwrapped(self.model),
-                self.optimizer,
-                step=done,
-                fingerprint=self.job.fingerprint,
-                keep=run.keep_checkpoints,
-            )
+        if last or (inside == 0 and epoch % run.panels_every_epochs == 0) or _every(run.panels_every_steps, done):
+            self._draw_panels(done)
+        milestone = inside == 0 and _every(run.milestone_every_epochs, epoch)
+        due = milestone or last or (inside == 0 and epoch % run.checkpoint_every_epochs == 0)
+        due = due or _every(run.checkpoint_every_steps, done) or self._checkpoint_is_old()
+        if self.world.is_main and due:
+            self.checkpoints.save(self.training, step=done, milestone=milestone)
 
-    def _draw_panels(self, epoch: int) -> None:
-        refined_maps = self.panels.refined_maps(unwrapped(self.model), epoch=epoch)
+    def _checkpoint_is_old(self) -> bool:
+        minutes = self.settings.run.checkpoint_every_minutes
+        return minutes is not None and time.monotonic() - self.checkpoints.saved_at > 60 * minutes
+
+    def _draw_panels(self, done: int) -> None:
+        epoch = max(done - 1, 0) // self.plan.steps_per_epoch
+        refined_maps = self.panels.refined_maps(unwrapped(self.training.model), epoch=epoch)
         if self.world.is_main:
-            self.panels.draw(self.job.run, refined_maps, epoch=epoch)
-            draw_curves(self.job.run)
+            self.panels.draw(self.run, refined_maps, step=done, epoch=epoch)
+            draw_curves(self.run)
+
+    def _stop(self, done: int) -> int:
+        """End after a step that some rank wanted to be the last: on disk is all that was done."""
+        names = [*filter(None, texts_of_all(self.request.signal.name if self.request.signal else "", self.world))]
+        from_main(lambda: self._save_now(done), self.world)
+        assert names, "a checkpoint that failed has raised"
+        if self.world.is_main:
+            print(
+                f"pretrain: {names[0]}: stopped after step {done}; the same command goes on from there", file=sys.stderr
+            )
+        return exit_code_after(names[0])
+
+    def _save_now(self, done: int) -> str:
+        self.checkpoints.wait()
+        if self.checkpoints.newest_step != done:
+            self.checkpoints.save(self.training, step=done)
+            self.checkpoints.wait()
+        return ""
+
+    def _finish(self) -> str:
+        self.checkpoints.wait()
+        path = self.run / BACKBONE_NAME
+        backbone = unwrapped(self.training.model).online["backbone"]
+        save_backbone(
+            path, backbone=backbone, name=self.settings.model.backbone, fingerprint=self.job.folder.fingerprint
+        )
+        print(f"pretrain: {self.plan.total_steps} steps done; backbone in {path}", file=sys.stderr)
+        return ""
+
+    def _explain(self, error: NotFiniteError) -> str:
+        """Which rank, quantity and samples; the main rank also leaves it, whole, as a file."""
+        found = [
+            {**culprit._asdict(), "keys": [self.job.reader.key_of(i) for i in culprit.sample_ids]}
+            for culprit in (error.culprits if self.world.is_main else ())
+        ]
+        path = self.run / f"not-finite-step-{error.step:08d}.json"
+        if self.world.is_main:
+            write_atomic(path, json.dumps({"loss": str(error.loss), "culprits": found}, indent=1) + "\n")
+        where = "; ".join(
+            f"rank {one['rank']}: {one['quantity']}, of samples {', '.join(one['keys'][:SHOWN_KEYS])}"
+            f"{' …' if len(one['keys']) > SHOWN_KEYS else ''}"
+            for one in found
+        )
+        return (
+            f"{error}, nothing was updated; not finite first on {where or 'no rank alone'} ({path.name} has all); "
+            "lower pretrain.optim.base_lr, or look at these samples"
+        )
 
 
-def _check_run_folder(run: Path, settings: PretrainSettings, identity: str) -> None:
-    """That the folder is new, or of this very run."""
-    if run.exists() and not run.is_dir():
-        raise InputError(f"{run} is a file; RUN must be a folder")
-    record = run / RECORD_NAME
-    if record.exists() and json.loads(record.read_bytes())["fingerprint"] != identity:
-        theirs = load_settings(PretrainSettings, "pretrain", run / CONFIG_NAME).content()
-        found = differences(settings.content(), theirs, "pretrain.") or ["other shards"]
-        raise InputError(f"{run} holds another run ({'; '.join(found)}); choose another RUN")
-
-
-def _describe_run(job: Job) -> None:
-    job.run.mkdir(parents=True, exist_ok=True)
-    write_atomic(job.run / CONFIG_NAME, dump_settings(pretrain=job.settings))
-    description = {
-        "fingerprint": job.fingerprint,
-        "shards_fingerprint": job.manifest.fingerprint,
-        "samples": job.manifest.stored,
-        "num_ranks": job.plan.num_ranks,
-        "command": sys.argv,
-        "versions": {
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "numpy": np.__version__,
-        },
-        "git_commit": _git_commit(),
-    }
-    write_atomic(job.run / RECORD_NAME, json.dumps(description, indent=1) + "\n")
-
-
-def _git_commit() -> str | None:
-    """The checkout's commit; None outside a checkout or without git."""
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def _every(interval: int | None, count: int) -> bool:
+    return interval is not None and count % interval == 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -273,18 +307,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE")
     arguments = parser.parse_args(argv)
     settings = load_settings(PretrainSettings, "pretrain", arguments.config, arguments.overrides)
+    adopt_ranks()
     try:
-        num_ranks = int(os.environ.get("WORLD_SIZE", 1))
         job = check_job(
-            settings, shards=arguments.shards, run=arguments.run, num_ranks=num_ranks, node_ranks=node_ranks()
+            settings, shards=arguments.shards, run=arguments.run, num_ranks=num_ranks(), node_ranks=node_ranks()
         )
+        with world_from_environment(timeout_minutes=settings.run.collective_timeout_minutes) as world:
+            return pretrain(job, world)
+    except LostRankError as error:
+        time.sleep(MAIN_SPEAKS_FIRST / 2)  # whoever started the ranks blames the one that died, and ends this one
+        print(f"r2o: {error}", file=sys.stderr)
+        return 1
     except InputError:
         if os.environ.get("RANK", "0") != "0":
-            time.sleep(MAIN_SPEAKS_FIRST)  # every rank finds the same; torchrun stops the others when one ends
+            time.sleep(
+                MAIN_SPEAKS_FIRST
+            )  # as a rule every rank finds the same; launchers stop the others when one ends
         raise
-    with world_from_environment() as world:
-        pretrain(job, world)
-    return 0
 
 
 if __name__ == "__main__":

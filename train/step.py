@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from pipeline.artifacts.errors import InputError
+from train.build import Training, unwrapped
 from train.config import BatchPlan, PretrainSettings
 from train.data.device import Arrived
-from train.distributed import World, sum_over_ranks
+from train.distributed import only_local, sum_over_ranks, texts_of_all
 from train.ema import update_target
 from train.metrics import feature_std
-from train.models.backbone import build_backbone
-from train.models.heads import Head
-from train.optim import LARS
 from train.r2o.kmeans import seeding_uniforms
-from train.r2o.model import R2O, Objective
-from train.r2o.refine import Refinement
+from train.r2o.model import Output
 
-NOT_ADAPTED = ("class_token", "pos_embedding")
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class StepFigures(NamedTuple):
@@ -31,7 +31,8 @@ class StepFigures(NamedTuple):
 
     loss: L_repr (Eq. 5), in [0, 8]. valid_fraction: of the B × K masks, those in both views. clusters_in_use: per
     image. prediction_std, projection_std: see `feature_std`. grad_norm: L2 over all parameters, before LARS. skipped:
-    samples that could not be read and were replaced.
+    samples that could not be read and were replaced. overflowed: 1 where fp16 gradients were too large and nothing was
+    updated. asked_to_stop: ranks that want the run to end after this step.
     """
 
     loss: float
@@ -45,156 +46,192 @@ class StepFigures(NamedTuple):
     projection_std: float
     grad_norm: float
     skipped: int
+    overflowed: int
+    asked_to_stop: int
 
 
-def build_model(settings: PretrainSettings, *, max_superpixels: int) -> R2O:
-    """The networks of a run, with random weights that depend on `settings.seed` alone."""
-    model = settings.model
-    backbone = build_backbone(model.backbone, seed=settings.seed, image_size=settings.data.image_size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed + 1)
-        hidden, size = model.head_hidden_size, model.projection_size
-        bias, contrast = model.head_output_bias, settings.objective.loss == "nt_xent"
-        projector = Head(backbone.c5_channels, hidden_size=hidden, out_size=size, output_bias=bias)
-        predictor = None if contrast else Head(size, hidden_size=hidden, out_size=size, output_bias=bias)
-    refine, objective = settings.refine, settings.objective
-    return R2O(
-        backbone,
-        projector,
-        predictor,
-        refinement=Refinement(
-            max_superpixels=max_superpixels,
-            group_size=refine.clustering_group_size,
-            clustering=refine.clustering,
-            regions=refine.regions,
-            grid=refine.grid,
-            iterations=refine.kmeans_iterations,
-            normalize=refine.normalize_features,
-            assign=refine.assign,
-        ),
-        objective=Objective(
-            loss=objective.loss,
-            view_masks=objective.view_masks,
-            rows=objective.rows,
-            min_pool_area=objective.min_pool_area,
-            concatenate=model.concatenate_views,
-            aligned=objective.roi_aligned,
-            masks_per_view=objective.masks_per_view,
-            temperature=objective.temperature,
-        ),
-    )
+class NotFiniteError(Exception):
+    """A step's loss or gradient is not finite; raised on every rank, with the same content, before any update.
+
+    Attributes:
+        culprits: per rank where something is not finite: what, and the ids of the samples that it came from.
+    """
+
+    def __init__(self, step: int, *, loss: float, grad_norm: float, culprits: Sequence[Culprit]) -> None:
+        super().__init__(f"step {step}: loss {loss}, gradient norm {grad_norm}")
+        self.step, self.loss, self.grad_norm, self.culprits = step, loss, grad_norm, tuple(culprits)
 
 
-def build_optimizer(model: R2O, settings: PretrainSettings) -> LARS:
-    """LARS over what is learned; tokens and position embeddings of a ViT are neither adapted nor decayed."""
-    optim = settings.optim
-    learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    plain = [p for name, p in learned if name.endswith(NOT_ADAPTED)]
-    groups: list[dict[str, Any]] = [{"params": [p for name, p in learned if not name.endswith(NOT_ADAPTED)]}]
-    if plain:
-        groups.append({"params": plain, "adapt": False})
-    return LARS(
-        groups,
-        momentum=optim.momentum,
-        weight_decay=optim.weight_decay,
-        trust_coefficient=optim.trust_coefficient,
-        form=optim.lars,
-    )
+class Culprit(NamedTuple):
+    """Where something was not finite first."""
+
+    rank: int
+    quantity: str
+    sample_ids: list[int]
+
+
+class _Part(NamedTuple):
+    """A forward and backward pass. `sums`, over ranks: loss, masks, valid, clusters in use, skipped, asked to stop."""
+
+    arrived: Arrived
+    output: Output
+    sums: Tensor
 
 
 def train_step(
-    model: nn.Module,
-    optimizer: Optimizer,
-    arrived: Arrived,
-    *,
-    step: int,
-    settings: PretrainSettings,
-    plan: BatchPlan,
-    world: World,
+    training: Training, arriving: Iterable[Arrived], *, step: int, asks_to_stop: bool = False
 ) -> StepFigures:
     """Forward, backward, LARS, EMA, for one global batch of which this rank holds its part.
 
-    The count of skipped samples goes to every rank with the loss, so that all of them stop at the same step.
+    What ranks have to agree on, skipped samples and the wish to stop, goes to all of them with the loss.
 
+    Args:
+        arriving: gives the rank's `plan.accumulation` local batches.
+        asks_to_stop: this rank wants the run to end after this step.
     Raises:
-        InputError: loss or gradient is not finite; on every rank, before anything is updated.
+        NotFiniteError: loss or gradient is not finite.
     """
-    num_clusters = settings.num_clusters(step // plan.steps_per_epoch)
-    uniforms = _uniforms(num_clusters, step, settings, plan, world)
-    host, batch = arrived
-    with torch.autocast(world.device.type, torch.bfloat16, enabled=settings.run.precision == "bf16"):
-        output = model(batch, uniforms.to(world.device), _mask_uniforms(step, settings, plan, world))
-    skipped = torch.tensor(len(host.skipped), device=world.device)
-    local = [output.loss_sum, output.num_masks, output.valid.sum(), output.clusters_in_use.sum(), skipped]
-    totals = sum_over_ranks(torch.stack([value.detach().double() for value in local]), world)
-    num_masks = totals[1].clamp(min=1)
+    model, optimizer, scaler = training.model, training.optimizer, training.scaler
+    settings, plan = training.settings, training.plan
+    seed_generators(settings.seed, step, training.world.rank)
     optimizer.zero_grad(set_to_none=True)
-    # DDP averages gradients over ranks, while the loss is a mean over the masks of all ranks.
-    (output.loss_sum * (world.size / num_masks).to(output.loss_sum.dtype)).backward()
-    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    stds = [feature_std(output.predictions), feature_std(output.projections)]
+    parts = []
+    for number, arrived in enumerate(islice(arriving, plan.accumulation)):
+        with nullcontext() if number + 1 == plan.accumulation else only_local(model):
+            parts.append(_pass(training, arrived, number, step, asks_to_stop=asks_to_stop))
+    assert len(parts) == plan.accumulation, f"step {step}: {len(parts)} local batches of {plan.accumulation}"
+    sums = torch.stack([part.sums for part in parts]).sum(0)
+    norm = _gradient_norm(training, sums[1])
+    last = parts[-1].output
     # all figures in one read, after everything that they wait for has been queued
-    told = torch.cat([totals[:1] / num_masks, totals[2:], torch.stack([norm, *stds]).double()]).tolist()
-    loss, num_valid, in_use, num_skipped, grad_norm, prediction_std, projection_std = told
-    if not np.isfinite([loss, grad_norm]).all():
-        raise InputError(
-            f"step {step}: loss {loss}, gradient norm {grad_norm}, nothing was updated; lower pretrain.optim.base_lr "
-            f"or look at samples {host.sample_id.tolist()} (rank {world.rank})"
+    stds = [feature_std(last.predictions), feature_std(last.projections)]
+    told = torch.cat([sums[:1] / sums[1].clamp(min=1), sums[2:], torch.stack([norm, *stds]).double()]).tolist()
+    loss, num_valid, in_use, num_skipped, asked, grad_norm, prediction_std, projection_std = told
+    overflowed = scaler is not None and math.isfinite(loss) and not math.isfinite(grad_norm) and scaler.get_scale() > 1
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)) and not overflowed:
+        culprits = _culprits(training, parts, step)
+        raise NotFiniteError(step, loss=loss, grad_norm=grad_norm, culprits=culprits)
+    lr, target_ema = settings.learning_rate(step, plan), settings.target_ema(step, plan)
+    if not overflowed:
+        _update(
+            model, optimizer, lr=lr, target_ema=target_ema, target_first=settings.optim.target_update == "before_step"
         )
-    lr, target_ema = _update(model, optimizer, step, settings, plan)
+    if scaler is not None:
+        scaler.update()
     return StepFigures(
         loss=loss,
         lr=lr,
         target_ema=target_ema,
-        num_clusters=num_clusters,
-        valid_fraction=num_valid / (plan.global_batch_size * output.valid.shape[1]),
+        num_clusters=settings.num_clusters(step // plan.steps_per_epoch),
+        valid_fraction=num_valid / (plan.global_batch_size * last.valid.shape[1]),
         masks_per_image=num_valid / plan.global_batch_size,
         clusters_in_use=in_use / plan.global_batch_size,
         prediction_std=prediction_std,
         projection_std=projection_std,
         grad_norm=grad_norm,
         skipped=int(num_skipped),
+        overflowed=int(overflowed),
+        asked_to_stop=int(asked),
     )
 
 
-def _mask_uniforms(step: int, settings: PretrainSettings, plan: BatchPlan, world: World) -> Tensor | None:
+def seed_generators(seed: int, step: int, rank: int) -> None:
+    """Make torch's global generators a function of the step, so that dropout too goes on exactly after a resume."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def _pass(training: Training, arrived: Arrived, number: int, step: int, *, asks_to_stop: bool = False) -> _Part:
+    """Forward and backward of one local batch.
+
+    DDP averages gradients over ranks, while the loss is a mean over the masks of all ranks and passes. With more than
+    one pass that count is known only after the last: until then, losses are divided by the number of images.
+    """
+    settings, plan, world, scaler = training.settings, training.plan, training.world, training.scaler
+    first_group = (world.rank * plan.accumulation + number) * _groups(settings, plan)
+    num_clusters = settings.num_clusters(step // plan.steps_per_epoch)
+    drawn = seeding_uniforms(
+        num_clusters, seed=settings.seed, step=step, first_group=first_group, num_groups=_groups(settings, plan)
+    )
+    dtype = AUTOCAST.get(settings.run.precision)
+    with torch.autocast(world.device.type, dtype, enabled=dtype is not None):
+        mask_uniforms = _mask_uniforms(step, first_group, settings, plan, world.device)
+        output = training.model(arrived.batch, drawn.to(world.device), mask_uniforms)
+    counted = [len(arrived.host.skipped), int(asks_to_stop and number == 0)]
+    local = [output.loss_sum, output.num_masks, output.valid.sum(), output.clusters_in_use.sum()]
+    sums = torch.stack([value.detach().double() for value in local])
+    sums = sum_over_ranks(torch.cat([sums, torch.tensor(counted, dtype=sums.dtype).to(sums.device)]), world)
+    over = sums[1].clamp(min=1) if plan.accumulation == 1 else sums.new_tensor(plan.global_batch_size)
+    loss = output.loss_sum * (world.size / over).to(output.loss_sum.dtype)
+    (loss if scaler is None else scaler.scale(loss)).backward()
+    return _Part(arrived, output, sums)
+
+
+def _gradient_norm(training: Training, num_masks: Tensor) -> Tensor:
+    """L2 over all gradients, after they have been made those of the loss itself."""
+    plan = training.plan
+    if training.scaler is not None:
+        training.scaler.unscale_(training.optimizer)
+    gradients = [p.grad for p in training.model.parameters() if p.grad is not None]
+    if plan.accumulation > 1:
+        torch._foreach_mul_(gradients, (plan.global_batch_size / num_masks.clamp(min=1)).float())
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def _culprits(training: Training, parts: Sequence[_Part], step: int) -> list[Culprit]:
+    """Where something is not finite, of all ranks: in a forward pass or else, with the pass done again, a gradient."""
+    found = []
+    for number, part in enumerate(parts):
+        quantity = _not_finite(
+            {
+                "image": part.arrived.batch.images,
+                "view": part.arrived.batch.views,
+                "projection": part.output.projections,
+                "prediction": part.output.predictions,
+                "loss": part.output.loss_sum,
+            }
+        )
+        training.optimizer.zero_grad(set_to_none=True)
+        with only_local(training.model):  # on every rank: batch norms exchange their statistics
+            _pass(training, part.arrived, number, step)
+        gradients = {f"gradient of {name}": p.grad for name, p in training.model.named_parameters()}
+        quantity = quantity or _not_finite(gradients)
+        if quantity is not None:
+            found.append(Culprit(training.world.rank, quantity, part.arrived.host.sample_id.tolist()))
+    texts = texts_of_all(json.dumps(found), training.world)
+    return [Culprit(*one) for text in texts for one in json.loads(text)]
+
+
+def _not_finite(values: Mapping[str, Tensor | None]) -> str | None:
+    """The name of the first that holds NaN or infinity."""
+    return next((name for name, value in values.items() if value is not None and not value.isfinite().all()), None)
+
+
+def _groups(settings: PretrainSettings, plan: BatchPlan) -> int:
+    """Clustering groups of a local batch."""
+    return plan.local_batch_size // settings.refine.clustering_group_size
+
+
+def _mask_uniforms(
+    step: int, first_group: int, settings: PretrainSettings, plan: BatchPlan, device: torch.device
+) -> Tensor | None:
     """What samples masks for the contrastive losses, (b, 2, n): a function of (seed, step, clustering group)."""
     if settings.objective.loss == "byol":
         return None
-    size, groups = settings.refine.clustering_group_size, plan.local_batch_size // settings.refine.clustering_group_size
-    shape = (size, 2, settings.objective.masks_per_view)
+    shape = (settings.refine.clustering_group_size, 2, settings.objective.masks_per_view)
     drawn = [
         np.random.default_rng([settings.seed, step, group, 1]).random(shape, dtype=np.float32)
-        for group in range(world.rank * groups, (world.rank + 1) * groups)
+        for group in range(first_group, first_group + _groups(settings, plan))
     ]
-    return torch.from_numpy(np.concatenate(drawn)).to(world.device)
+    return torch.from_numpy(np.concatenate(drawn)).to(device)
 
 
-def _uniforms(num_clusters: int, step: int, settings: PretrainSettings, plan: BatchPlan, world: World) -> Tensor:
-    """The seeds of this rank's clustering groups."""
-    groups = plan.local_batch_size // settings.refine.clustering_group_size
-    first_group = world.rank * groups
-    return seeding_uniforms(num_clusters, seed=settings.seed, step=step, first_group=first_group, num_groups=groups)
-
-
-def _update(
-    model: nn.Module, optimizer: Optimizer, step: int, settings: PretrainSettings, plan: BatchPlan
-) -> tuple[float, float]:
-    """LARS, then the target; returns the learning rate and τ that were used."""
+def _update(model: nn.Module, optimizer: Optimizer, *, lr: float, target_ema: float, target_first: bool) -> None:
+    """LARS, then the target; or the other way round."""
     r2o = unwrapped(model)
-    lr, target_ema = settings.learning_rate(step, plan), settings.target_ema(step, plan)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    if settings.optim.target_update == "before_step":
+    if target_first:
         update_target(r2o.target, r2o.online, target_ema=target_ema)
     optimizer.step()
-    if settings.optim.target_update == "after_step":
+    if not target_first:
         update_target(r2o.target, r2o.online, target_ema=target_ema)
-    return lr, target_ema
-
-
-def unwrapped(model: nn.Module) -> R2O:
-    """The R2O module inside DDP, or itself."""
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
-    assert isinstance(inner, R2O)
-    return inner

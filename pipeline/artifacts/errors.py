@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 EXIT_INPUT_ERROR = 2
+EXIT_REQUEUE = 75  # sysexits' EX_TEMPFAIL: ended in good order before its end; start the same command again
 EXIT_INTERRUPTED = 130
 
 
@@ -14,14 +15,23 @@ class InputError(ValueError):
     """A mistake in what the user gave. The message is one line that names the thing and says what to do."""
 
 
+class AgreedError(InputError):
+    """An input error that every rank of a job raises at the same point; the first of them says it."""
+
+
 def exit_code_of(main: Callable[[], int | None]) -> int:
     """Run a command's `main`; turn `InputError` and Ctrl-C into one line on stderr and an exit code."""
     try:
         return main() or 0
     except InputError as error:
-        print(f"r2o: error: {error}", file=sys.stderr)
+        if _is_first_rank() or not isinstance(error, AgreedError):
+            print(f"r2o: error: {error}", file=sys.stderr)
         return EXIT_INPUT_ERROR
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":  # every rank of a torchrun job is interrupted; one tells
+        if _is_first_rank():  # every rank of a job is interrupted; one tells
             print("r2o: interrupted; run the same command again to go on", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -9,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from pipeline.artifacts.errors import InputError
 
 
 @contextmanager
@@ -36,6 +40,36 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 def is_temporary(path: Path) -> bool:
     """Whether `path` is what a killed `atomic_writer` left behind."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+@contextmanager
+def only_holder(path: Path, *, otherwise: str) -> Iterator[None]:
+    """Hold the lock file `path` (by flock: it ends with the process); a file system without locks gives it to all.
+
+    Raises:
+        InputError: another process holds it; `otherwise` is the message.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(otherwise) from None
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                    raise
+            if not _is_at(path, file.fileno()):
+                continue  # somebody removed it between our opening and our locking
+            yield
+            return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def sha256_of(path: Path) -> str:

@@ -12,16 +12,14 @@ from types import FrameType
 
 from pipeline.stages import Stage
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def command_of(stage: Stage) -> list[str]:
-    """The stage's argv: a plain process, or torchrun where it takes more than one."""
+    """The stage's argv: a plain process, or ranks where it takes more than one."""
     processes, program = stage.resources.processes, [stage.module, *stage.arguments]
-    if processes == 1:
-        return [sys.executable, "-m", *program]
-    torchrun = ["pipeline.launchers.torchrun", "--standalone", f"--nproc-per-node={processes}"]
-    return [sys.executable, "-m", *torchrun, "-m", "--", *program]  # without `--`, torchrun takes --run for its own
+    ranks = ["pipeline.launchers.ranks", str(processes)] if processes > 1 else []
+    return [sys.executable, "-m", *ranks, *program]
 
 
 def environment_of(stage: Stage) -> dict[str, str]:

@@ -29,6 +29,7 @@ from torchvision.models import get_model
 from pipeline.artifacts.manifest import Manifest
 from tests.benchmarks.shards import SAMPLE, generated_images
 from tests.train.conftest import ShardSettings, write_shards
+from train.build import build_training, compile_backbones, unwrapped
 from train.config import PretrainSettings, plan_batches
 from train.data.device import Arrived, to_device
 from train.data.loader import host_batches
@@ -37,7 +38,7 @@ from train.distributed import World
 from train.models.backbone import build_backbone
 from train.r2o.kmeans import kmeans, seeding_uniforms
 from train.r2o.refine import pool_regions
-from train.step import build_model, build_optimizer, train_step
+from train.step import train_step
 
 CONVERGED = 100  # Lloyd iterations
 CLOSE = 1.001  # of the inertia at which the loop converges
@@ -241,10 +242,10 @@ class Trainer:
     def __init__(self, shards: Path, settings: PretrainSettings) -> None:
         self.settings = settings
         self.plan = plan_batches(settings, num_samples=settings.global_batch_size, num_ranks=1)
-        self.model = build_model(settings, max_superpixels=Manifest.read(shards).max_superpixels).to(DEVICE).train()
-        self.optimizer = build_optimizer(self.model, settings)
-        if settings.run.channels_last:
-            self.model.to(memory_format=torch.channels_last)
+        world = World(0, 1, DEVICE)
+        max_superpixels = Manifest.read(shards).max_superpixels
+        self.training = build_training(settings, self.plan, world, max_superpixels=max_superpixels)
+        self.model, self.optimizer = unwrapped(self.training.model), self.training.optimizer
         batch, group = settings.global_batch_size, settings.refine.clustering_group_size
         one = settings.model_copy(update={"global_batch_size": group})
         self.arrived = repeated(arrived_batch(shards, one), batch // group)
@@ -252,15 +253,7 @@ class Trainer:
 
     def step(self) -> None:
         """One whole step with its update."""
-        figures = train_step(
-            self.model,
-            self.optimizer,
-            self.arrived,
-            step=0,
-            settings=self.settings,
-            plan=self.plan,
-            world=World(0, 1, DEVICE),
-        )
+        figures = train_step(self.training, [self.arrived], step=0)
         self.masks = figures.masks_per_image
 
 
@@ -406,9 +399,7 @@ def sizes(shards: Path, args: argparse.Namespace, batch: int, compiled: bool) ->
         torch.cuda.reset_peak_memory_stats()
     trainer = Trainer(shards, settings_of(batch, 128, **sections_of(args)))
     if compiled:
-        for network in (trainer.model.online, trainer.model.target):
-            backbone = network["backbone"]
-            backbone.forward, backbone.forward_c4 = torch.compile(backbone.forward), torch.compile(backbone.forward_c4)
+        compile_backbones(trainer.model)
     seconds = best_of(args.rounds, {"step": trainer.step})["step"]
     if compiled:  # operations are counted on modules that are not
         trainer = Trainer(shards, settings_of(batch, 128, **sections_of(args)))

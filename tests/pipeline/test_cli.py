@@ -167,7 +167,7 @@ def test_workflow_dry_run_and_status_start_nothing(tmp_path: Path) -> None:
     assert [line.split()[0] for line in lines[::2]] == ["scenes", "shards", "preview", "pretrain", "eval-voc"]
     assert all("not started" in line for line in lines[::2])
     assert (
-        f"--nproc-per-node=2 -m -- train.pretrain --shards=runs/my/shards --run=runs/my/pretrain --config={config}"
+        f"-m pipeline.launchers.ranks 2 train.pretrain --shards=runs/my/shards --run=runs/my/pretrain --config={config}"
         in (lines[7])
     )
     done = r2o("status", config, "--work", tmp_path / "w", "--set", "scenes.seed=3", "pretrain.seed=1")

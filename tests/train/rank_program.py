@@ -1,4 +1,4 @@
-"""What one rank of test_distributed.py does: started by torchrun, leaves its results as files."""
+"""What one rank of test_distributed.py does: started as a rank, leaves its results as files."""
 
 import sys
 from pathlib import Path

@@ -10,12 +10,13 @@ import torch
 from pipeline.artifacts.manifest import Manifest
 from pipeline.artifacts.settings import load_settings
 from preprocess.config import ShardSettings
+from train.build import build_training
 from train.config import PretrainSettings, plan_batches
 from train.data.device import Arrived, to_device
 from train.data.loader import host_batches
 from train.data.source import max_superpixels, open_shards
 from train.distributed import World
-from train.step import build_model, build_optimizer, train_step
+from train.step import train_step
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NO_PAPER = {"demo", "imagenette_r18", "voc_fcn"}
@@ -257,13 +258,13 @@ def test_every_configuration_takes_a_step(name: str, mapped_shards: Path) -> Non
     manifest, world = Manifest.read(mapped_shards), World(0, 1, torch.device("cpu"))
     plan = plan_batches(settings, num_samples=manifest.stored, num_ranks=1)
     reader = open_shards(str(mapped_shards), manifest, settings.data)
-    model = build_model(settings, max_superpixels=max_superpixels(manifest, settings)).train()
-    optimizer = build_optimizer(model, settings)
+    training = build_training(settings, plan, world, max_superpixels=max_superpixels(manifest, settings))
+    model = training.model
     for step in (1, plan.total_steps - 1):
         host = next(iter(host_batches(reader, settings, range(step, step + 1), rank=0, num_ranks=1)))
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
         arrived = Arrived(host, to_device(host, settings, world.device))
-        figures = train_step(model, optimizer, arrived, step=step, settings=settings, plan=plan, world=world)
+        figures = train_step(training, [arrived], step=step)
         assert np.isfinite([figures.loss, figures.grad_norm]).all()
         assert 0 < figures.loss < (20 if settings.objective.loss != "byol" else 8)
         assert figures.num_clusters == settings.num_clusters(step // plan.steps_per_epoch)

@@ -13,12 +13,13 @@ import torch
 from pipeline.artifacts.manifest import Manifest
 from preprocess.config import ShardSettings
 from tests.train.conftest import write_images, write_shards
+from train.build import build_training
 from train.config import PretrainSettings, plan_batches
 from train.data.device import Arrived, to_device
 from train.data.loader import host_batches
 from train.data.source import open_shards
 from train.distributed import World
-from train.step import StepFigures, build_model, build_optimizer, train_step
+from train.step import StepFigures, train_step
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 SETTINGS = PretrainSettings.model_validate(
@@ -41,14 +42,13 @@ def small_run(shards: Path) -> list[StepFigures]:
     manifest, world = Manifest.read(shards), World(0, 1, torch.device("cpu"))
     plan = plan_batches(SETTINGS, num_samples=manifest.stored, num_ranks=1)
     reader = open_shards(str(shards), manifest, SETTINGS.data)
-    model = build_model(SETTINGS, max_superpixels=manifest.max_superpixels).train()
-    optimizer = build_optimizer(model, SETTINGS)
+    training = build_training(SETTINGS, plan, world, max_superpixels=manifest.max_superpixels)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     figures = []
     for step, host in enumerate(host_batches(reader, SETTINGS, range(plan.total_steps), rank=0, num_ranks=1)):
         arrived = Arrived(host, to_device(host, SETTINGS, world.device))
-        figures.append(train_step(model, optimizer, arrived, step=step, settings=SETTINGS, plan=plan, world=world))
+        figures.append(train_step(training, [arrived], step=step))
     torch.set_num_threads(threads)
     return figures
 

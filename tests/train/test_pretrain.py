@@ -67,7 +67,7 @@ def undisturbed(shards: Path, config: Path, tmp_path_factory: pytest.TempPathFac
 
 def test_the_run_folder_explains_itself(undisturbed: Path) -> None:
     assert sorted(p.name for p in undisturbed.iterdir()) == [
-        "backbone.pt", "checkpoints", "config.yaml", "log.jsonl", "panels", "run.json",
+        ".lock", "backbone.pt", "checkpoints", "config.yaml", "log.jsonl", "panels", "run.json",
     ]  # fmt: skip
     record = json.loads((undisturbed / "run.json").read_text())
     assert record["samples"] == 70
@@ -94,7 +94,7 @@ def test_it_learns(undisturbed: Path) -> None:
 
 def test_panels_are_pictures_of_the_stated_size(undisturbed: Path) -> None:
     panels = sorted(p.name for p in (undisturbed / "panels").iterdir())
-    assert panels == ["curves.png", "epoch-0000.png", "epoch-0002.png", "epoch-0004.png", "over_training.png"]
+    assert panels == ["curves.png", "over_training.png", "step-00000000.png", "step-00000008.png", "step-00000016.png"]
     with Image.open(undisturbed / "panels" / "over_training.png") as picture:
         assert picture.width == (2 + 3) * 166 + 6
         assert picture.height == 16 + 3 * 166 + 6

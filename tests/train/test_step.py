@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.manifest import Manifest
+from train.build import Training, build_model, build_optimizer
 from train.config import OptimSettings, PretrainSettings, plan_batches
 from train.data.device import Arrived, to_device
 from train.data.loader import HostBatch, host_batches
@@ -15,7 +15,7 @@ from train.data.source import open_shards
 from train.distributed import World
 from train.optim import LARS
 from train.r2o.model import R2O
-from train.step import StepFigures, build_model, build_optimizer, train_step
+from train.step import Culprit, NotFiniteError, StepFigures, train_step
 
 SETTINGS = PretrainSettings.model_validate(
     {
@@ -41,7 +41,7 @@ def host(shards: Path) -> HostBatch:
 def step_on(model: R2O, optimizer: LARS, host: HostBatch) -> StepFigures:
     plan = plan_batches(SETTINGS, num_samples=70, num_ranks=1)
     arrived = Arrived(host, to_device(host, SETTINGS, WORLD.device))
-    return train_step(model, optimizer, arrived, step=0, settings=SETTINGS, plan=plan, world=WORLD)
+    return train_step(Training(model, optimizer, SETTINGS, plan, WORLD), [arrived], step=0)
 
 
 def fresh() -> tuple[R2O, LARS]:
@@ -81,8 +81,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(host: HostBatch) -> N
     with torch.no_grad():
         model.predictor[3].weight[0, 0] = torch.nan
     before = {name: p.clone() for name, p in model.named_parameters()}
-    with pytest.raises(InputError, match=r"step 0: loss nan, gradient norm nan, nothing was updated"):
+    with pytest.raises(NotFiniteError, match=r"step 0: loss nan, gradient norm nan") as caught:
         step_on(model, optimizer, host)
+    assert caught.value.culprits == (Culprit(0, "prediction", host.sample_id.tolist()),)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, before[name], equal_nan=True, rtol=0, atol=0, msg=name)
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from tests.train.r2o.test_model import plain_reference
 from tests.train.test_optim import reference_step
+from train.build import build_training, unwrapped
 from train.config import PretrainSettings, plan_batches
 from train.data.device import Arrived
 from train.data.loader import HostBatch
@@ -17,7 +18,7 @@ from train.distributed import World
 from train.r2o.kmeans import kmeans, seeding_uniforms
 from train.r2o.model import R2O, Batch
 from train.r2o.refine import pool_regions
-from train.step import build_model, build_optimizer, train_step
+from train.step import train_step
 
 IMAGES, GROUP, CELLS = 8, 4, 4  # C4 is 4 × 4 of 64 px
 CLOSE = 1e-2  # of a tensor's gradient: a ReLU at 0 that float32 rounds to the other side, 2e-3 seen
@@ -73,9 +74,10 @@ def plain_refined_map(model: R2O, batch: Batch, seeds: list[np.ndarray]) -> np.n
 
 
 def test_a_step_equals_the_float64_reference() -> None:
-    model, batch = build_model(SETTINGS, max_superpixels=16).train(), made_batch()
-    before, reference = copy.deepcopy(model), copy.deepcopy(model).double()
     plan, world = plan_batches(SETTINGS, num_samples=IMAGES, num_ranks=1), World(0, 1, torch.device("cpu"))
+    training, batch = build_training(SETTINGS, plan, world, max_superpixels=16), made_batch()
+    model = unwrapped(training.model)
+    before, reference = copy.deepcopy(model), copy.deepcopy(model).double()
 
     # the seeds are ours, whatever follows is not
     uniforms = seeding_uniforms(5, seed=0, step=0, first_group=0, num_groups=IMAGES // GROUP)
@@ -87,9 +89,7 @@ def test_a_step_equals_the_float64_reference() -> None:
     refined_map = plain_refined_map(reference, batch, [s.double().numpy() for s in seeds])
 
     host = HostBatch.__new__(HostBatch, *([None] * len(HostBatch._fields)))._replace(skipped=())
-    figures = train_step(
-        model, build_optimizer(model, SETTINGS), Arrived(host, batch), step=0, settings=SETTINGS, plan=plan, world=world
-    )
+    figures = train_step(training, [Arrived(host, batch)], step=0)
     in_double = batch._replace(views=batch.views.double())
     loss = plain_reference(reference, in_double, torch.from_numpy(refined_map), 5)
     loss.backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -84,13 +85,19 @@ def _label_maps(maps: Sequence[np.ndarray]) -> Tensor:
     return default_collate([torch.from_numpy(labels.astype(kind)) for labels in maps])
 
 
-def keep_memory(worker: int = 0) -> None:
+def keep_memory() -> None:
     """Let glibc keep what is freed for the next image, instead of giving its pages back and faulting them in again."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # macOS and musl have none
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
         mallopt(M_TOP_PAD, KEPT_BYTES)
+
+
+def _begin_worker(worker: int) -> None:
+    """Leave the trainer's process group, so that a signal to the group, Slurm's or a terminal's, ends no worker."""
+    os.setpgid(0, 0)
+    keep_memory()
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -104,18 +111,20 @@ def host_batches(
     *,
     rank: int,
     num_ranks: int,
+    local_batch_size: int | None = None,
     node_ranks: range | None = None,
     pin_memory: bool = False,
 ) -> Iterator[HostBatch]:
     """This rank's batches for a range of steps of the run, in order; nothing before the first is read.
 
     Args:
+        local_batch_size: a part of the rank's share of a global batch; all of it where not given.
         node_ranks: the ranks that share this node's disk; this one alone where not given.
     Raises:
         InputError: a shard or a sample is damaged, or a worker process was killed; told in one line.
     """
     order = SampleOrder.of(settings, tuple(shard.samples for shard in reader.manifest.shards))
-    local_batch_size = settings.global_batch_size // num_ranks
+    local_batch_size = local_batch_size or settings.global_batch_size // num_ranks
     pipeline = wds.DataPipeline(
         SlotStream(
             reader, order, steps, rank=rank, num_ranks=num_ranks, node_ranks=node_ranks or range(rank, rank + 1)
@@ -134,7 +143,7 @@ def host_batches(
         num_workers=workers,
         prefetch_factor=data.prefetch_batches if workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=keep_memory,
+        worker_init_fn=_begin_worker,
         generator=torch.Generator(),  # whose numbers nobody uses; without it, it would draw from the trainer's
     )
     try:

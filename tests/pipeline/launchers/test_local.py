@@ -78,11 +78,14 @@ def test_a_signal_reaches_the_stage_once_and_its_answer_is_the_exit_code(folder:
     assert (folder / "env").read_text().split()[1] == "True"  # a terminal's Ctrl-C comes through us alone
 
 
-def test_more_processes_go_through_torchrun(folder: Path) -> None:
+def test_more_processes_are_ranks(folder: Path) -> None:
     assert local.command_of(stage(folder, "0")) == [sys.executable, "-m", "stage_program", "0", str(folder)]
-    assert local.command_of(stage(folder, "0", processes=4))[1:7] == [
-        "-m", "pipeline.launchers.torchrun", "--standalone", "--nproc-per-node=4", "-m", "--",
-    ]  # fmt: skip
+    assert local.command_of(stage(folder, "0", processes=4))[1:5] == [
+        "-m",
+        "pipeline.launchers.ranks",
+        "4",
+        "stage_program",
+    ]
 
 
 def test_a_stage_is_not_started_through_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,13 @@ if rank == 1 and what == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 if rank == 1 and what == "crash":
     raise RuntimeError("boom")
+if what == "save":  # in good order, the first rank later than the others
+    def save(number, frame):
+        time.sleep(1.0 if rank == 0 else 0.0)
+        open(os.path.join(folder, f"saved{rank}-{signal.Signals(number).name}"), "w").close()
+        sys.exit(75)
+    signal.signal(signal.SIGTERM, save)
+    signal.signal(signal.SIGUSR1, save)
 open(os.path.join(folder, f"ready{rank}"), "w").close()
 time.sleep(60)
 """
@@ -69,11 +76,26 @@ def test_a_crashing_ranks_traceback_is_kept(tmp_path: Path) -> None:
     assert err.endswith("RuntimeError: boom\nr2o: rank 1 failed with exit code 1; its message is above\n")
 
 
-def test_the_ranks_are_stopped_with_it(tmp_path: Path) -> None:
-    process = launched(tmp_path, "wait")
+def signalled(folder: Path, what: str, number: signal.Signals) -> subprocess.Popen[str]:
+    process = launched(folder, what)
     deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("ready*"))) < 2 and time.monotonic() < deadline:
+    while len(list(folder.glob("ready*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_all_ranks_have_the_time_to_end_in_good_order_and_the_code_is_theirs(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    process = signalled(tmp_path, "save", number)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (75, "")
+    assert sorted(p.name for p in tmp_path.glob("saved*")) == [f"saved0-{number.name}", f"saved1-{number.name}"]
+
+
+def test_the_ranks_are_stopped_with_it(tmp_path: Path) -> None:
+    process = signalled(tmp_path, "wait", signal.SIGTERM)
     _, err = process.communicate(timeout=60)  # the pipes close only when the ranks are gone
     assert (process.returncode, err) == (128 + signal.SIGTERM, "")
