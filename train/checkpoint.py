@@ -75,11 +75,14 @@ class Checkpoints:
             return
         try:
             writing.result()
-        except OSError as error:
+        except Exception as error:
+            cause = _of_the_disk(error)
+            if cause is None:
+                raise
             whole = checkpoints(self.folder.parent)
             rest = f"{whole[-1]} is whole" if whole else "there is none yet"
             raise InputError(
-                f"a checkpoint cannot be written to {self.folder}: {error.strerror}; {rest}; make room and start the "
+                f"a checkpoint cannot be written to {self.folder}: {cause.strerror}; {rest}; make room and start the "
                 "same command again"
             ) from error
 
@@ -90,6 +93,13 @@ class Checkpoints:
         rolling = [old for old in checkpoints(self.folder.parent) if not old.stem.endswith(MILESTONE)]
         for old in rolling[: -self._keep]:
             old.unlink()
+
+
+def _of_the_disk(error: BaseException | None) -> OSError | None:
+    """The OSError that an error comes from; torch.save raises one of its own over it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import secrets
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -106,13 +109,20 @@ def world_from_environment(*, timeout_minutes: float = 10.0) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, device)
         return
-    cuda, timeout = device.type == "cuda", timedelta(minutes=timeout_minutes)
+    rank, cuda, timeout = int(os.environ["RANK"]), device.type == "cuda", timedelta(minutes=timeout_minutes)
     try:
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, device_id=device if cuda else None)
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            store=_store_of_this_start(rank, size, timeout),
+            rank=rank,
+            world_size=size,
+            timeout=timeout,
+            device_id=device if cuda else None,
+        )
     except dist.DistStoreError as error:
         raise InputError(
-            f"rank {os.environ.get('RANK')} waited {timeout_minutes:g} minutes for the others at "
-            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} ({str(error).partition('.')[0]})"
+            f"rank {rank} waited {timeout_minutes:g} minutes for the others at {os.environ.get('MASTER_ADDR')}:"
+            f"{os.environ.get('MASTER_PORT')} ({str(error).partition('.')[0]})"
         ) from None
     try:
         yield World(dist.get_rank(), size, device)
@@ -125,13 +135,48 @@ def world_from_environment(*, timeout_minutes: float = 10.0) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def _store_of_this_start(rank: int, size: int, timeout: timedelta) -> Store:
+    """Where the ranks meet; of torchrun's, a part that no earlier start has written to.
+
+    The store of torchrun's agent outlives the ranks that it restarts, and what these left in it would be taken for the
+    new ones' addresses; its count of restarts is not the same on all nodes. So the first rank names this start, and
+    tells each other one by a token that only that process can have written.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return TCPStore(address, port, is_master=rank == 0, timeout=timeout)
+    store, token = TCPStore(address, port, is_master=False, timeout=timeout), secrets.token_hex(8)
+    if rank:
+        store.set(f"r2o/hello/{rank}", token)
+        name = store.get(f"r2o/welcome/{token}").decode()
+        store.add(f"r2o/here/{name}", 1)
+    else:
+        name = token
+        _welcome_others(store, name, size, timeout)
+    return PrefixStore(f"r2o/{name}", store)
+
+
+def _welcome_others(store: Store, name: str, size: int, timeout: timedelta) -> None:
+    """Answer every rank's hello with the name of this start, also what dead ones left, until all are here."""
+    answered: set[bytes] = set()
+    deadline = time.monotonic() + timeout.total_seconds()
+    while store.add(f"r2o/here/{name}", 0) < size - 1:
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError("some never said hello")
+        for key in (f"r2o/hello/{other}" for other in range(1, size)):
+            if store.check([key]) and (hello := store.get(key)) not in answered:
+                store.set(f"r2o/welcome/{hello.decode()}", name)
+                answered.add(hello)
+        time.sleep(0.02)
+
+
 class LostRankError(Exception):
     """A collective failed: another rank died, hangs, or its node cannot be reached."""
 
     def __init__(self, rank: int, cause: str) -> None:
+        text = re.sub(r"^\[[^\]]*\] ", "", cause.strip().splitlines()[0]).partition(". ")[0]
         super().__init__(
-            f"rank {rank} lost the others, so one of them has died or hangs; its own message says why "
-            f"({cause.strip().splitlines()[0][:200]})"
+            f"rank {rank} lost the others: one of them has died or hangs, and its own message says why ({text})"
         )
 
 

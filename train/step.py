@@ -23,6 +23,7 @@ from train.metrics import feature_std
 from train.r2o.kmeans import seeding_uniforms
 from train.r2o.model import Output
 
+FORWARD = ("image", "view", "projection", "prediction", "loss")  # in the order in which they are computed
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -178,18 +179,16 @@ def _gradient_norm(training: Training, num_masks: Tensor) -> Tensor:
 
 
 def _culprits(training: Training, parts: Sequence[_Part], step: int) -> list[Culprit]:
-    """Where something is not finite, of all ranks: in a forward pass or else, with the pass done again, a gradient."""
+    """Where something is not finite first, of all ranks: in a forward pass or else, with that done again, a gradient.
+
+    What is wrong on one rank reaches the others through batch statistics, so only those are named where it is wrong
+    earliest: in the input, then in what comes of it.
+    """
     found = []
     for number, part in enumerate(parts):
-        quantity = _not_finite(
-            {
-                "image": part.arrived.batch.images,
-                "view": part.arrived.batch.views,
-                "projection": part.output.projections,
-                "prediction": part.output.predictions,
-                "loss": part.output.loss_sum,
-            }
-        )
+        batch, output = part.arrived.batch, part.output
+        values = (batch.images, batch.views, output.projections, output.predictions, output.loss_sum)
+        quantity = _not_finite(dict(zip(FORWARD, values, strict=True)))
         training.optimizer.zero_grad(set_to_none=True)
         with only_local(training.model):  # on every rank: batch norms exchange their statistics
             _pass(training, part.arrived, number, step)
@@ -198,7 +197,9 @@ def _culprits(training: Training, parts: Sequence[_Part], step: int) -> list[Cul
         if quantity is not None:
             found.append(Culprit(training.world.rank, quantity, part.arrived.host.sample_id.tolist()))
     texts = texts_of_all(json.dumps(found), training.world)
-    return [Culprit(*one) for text in texts for one in json.loads(text)]
+    every = [Culprit(*one) for text in texts for one in json.loads(text)]
+    order = [FORWARD.index(one.quantity) if one.quantity in FORWARD else len(FORWARD) for one in every]
+    return [one for one, place in zip(every, order, strict=True) if place == min(order)]
 
 
 def _not_finite(values: Mapping[str, Tensor | None]) -> str | None:

@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -49,20 +49,44 @@ def only_holder(path: Path, *, otherwise: str) -> Iterator[None]:
     Raises:
         InputError: another process holds it; `otherwise` is the message.
     """
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(otherwise) from None
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
-                    raise
-            if not _is_at(path, file.fileno()):
-                continue  # somebody removed it between our opening and our locking
-            yield
-            return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _locked(path, otherwise)
+    while not _is_at(path, descriptor):  # somebody removed it between our opening and our locking
+        _let_go([descriptor])
+        descriptor = _locked(path, otherwise)
+    try:
+        yield
+    finally:
+        _let_go([descriptor])
+
+
+_HELD: set[int] = set()  # descriptors of locks
+
+
+def _locked(path: Path, otherwise: str) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    _HELD.add(descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP):
+            return descriptor
+        _let_go([descriptor])
+        if isinstance(error, BlockingIOError):
+            raise InputError(otherwise) from None
+        raise
+    return descriptor
+
+
+def _let_go(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        if descriptor in _HELD:
+            _HELD.remove(descriptor)
+            os.close(descriptor)
+
+
+# A forked child that outlives us, such as a decoding worker, would go on holding what we held.
+os.register_at_fork(after_in_child=lambda: _let_go([*_HELD]))
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

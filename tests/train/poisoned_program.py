@@ -1,0 +1,23 @@
+"""A rank of a run whose second rank meets a view that is not a number, in its fourth batch."""
+
+import os
+import sys
+from collections.abc import Iterator
+
+import torch
+
+from pipeline.artifacts.errors import exit_code_of
+from train import pretrain
+from train.data.device import Arrived, device_batches
+
+
+def poisoned(*arguments) -> Iterator[Arrived]:
+    for number, arrived in enumerate(device_batches(*arguments)):
+        if number == 3 and os.environ["RANK"] == "1":
+            arrived.batch.views[1, 0, 0, 5, 5] = torch.nan
+        yield arrived
+
+
+if __name__ == "__main__":
+    pretrain.device_batches = poisoned
+    sys.exit(exit_code_of(pretrain.main))
