@@ -3,17 +3,19 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.artifacts.manifest import Manifest
-from train.build import Training, build_model, build_optimizer
+from train.build import Training, build_model, build_optimizer, build_training, compile_backbones, unwrapped
 from train.config import OptimSettings, PretrainSettings, plan_batches
 from train.data.device import Arrived, to_device
 from train.data.loader import HostBatch, host_batches
 from train.data.source import open_shards
 from train.distributed import World
 from train.optim import LARS
+from train.r2o.kmeans import seeding_uniforms
 from train.r2o.model import R2O
 from train.step import Culprit, NotFiniteError, StepFigures, train_step
 
@@ -104,3 +106,110 @@ def test_tokens_of_a_vit_are_neither_adapted_nor_decayed() -> None:
     optimizer.step()
     for old, new in zip(before, tokens, strict=True):
         torch.testing.assert_close(new.detach(), old - 0.5)
+
+
+def other_step(shards: Path, settings: PretrainSettings, step: int = 0) -> tuple[Training, StepFigures]:
+    """A step of a run with these settings, from its own first batch or batches."""
+    manifest = Manifest.read(shards)
+    plan = plan_batches(settings, num_samples=manifest.stored, num_ranks=1)
+    training = build_training(settings, plan, WORLD, max_superpixels=manifest.max_superpixels)
+    return training, train_step(training, arriving_of(shards, settings, step), step=step)
+
+
+def arriving_of(shards: Path, settings: PretrainSettings, step: int = 0) -> list[Arrived]:
+    manifest = Manifest.read(shards)
+    plan = plan_batches(settings, num_samples=manifest.stored, num_ranks=1)
+    batches = host_batches(
+        open_shards(str(shards), manifest, settings.data), settings, range(step, step + 1),
+        rank=0, num_ranks=1, local_batch_size=plan.local_batch_size,
+    )  # fmt: skip
+    return [Arrived(host, to_device(host, settings, WORLD.device)) for host in batches]
+
+
+def with_run(**run: object) -> PretrainSettings:
+    return PretrainSettings.model_validate({**SETTINGS.model_dump(), "global_batch_size": 16, "run": run})
+
+
+def test_accumulated_passes_give_the_gradient_of_the_loss_over_all_masks(shards: Path) -> None:
+    settings = with_run(accumulation=2)
+    parts = arriving_of(shards, settings)
+    assert [len(part.host.sample_id) for part in parts] == [8, 8]
+    whole = arriving_of(shards, with_run())[0].host.sample_id
+    assert torch.equal(torch.cat([part.host.sample_id for part in parts]), whole)
+    training, figures = other_step(shards, settings)
+    reference = build_model(settings, max_superpixels=25).train()
+    outputs = [
+        reference(part.batch, seeding_uniforms(6, seed=0, step=0, first_group=number, num_groups=1))
+        for number, part in enumerate(parts)
+    ]
+    loss = sum(o.loss_sum for o in outputs) / sum(int(o.num_masks) for o in outputs)
+    loss.backward()
+    assert figures.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert figures.valid_fraction == pytest.approx(sum(int(o.num_masks) for o in outputs) / (16 * 6))
+    norm = torch.nn.utils.get_total_norm([p.grad for p in reference.parameters() if p.grad is not None]).item()
+    assert figures.grad_norm == pytest.approx(norm, rel=1e-4)
+    for (name, ours), theirs in zip(training.model.named_parameters(), reference.parameters(), strict=True):
+        if theirs.grad is not None:
+            assert (ours.grad - theirs.grad).norm() <= 1e-4 * theirs.grad.norm() + 1e-6 * norm, name
+
+
+@pytest.mark.slow
+def test_fp16_scales_the_loss_and_skips_what_overflows(shards: Path) -> None:
+    small = {
+        **SETTINGS.model_dump(),
+        "data": {"image_size": 32, "view_size": 32, "num_workers": 0},
+    }  # fp16 is slow here
+    settings = PretrainSettings.model_validate({**small, "run": {"precision": "fp16"}})
+    plain = other_step(shards, PretrainSettings.model_validate(small))[1]
+    plan, arriving = plan_batches(settings, num_samples=70, num_ranks=1), arriving_of(shards, settings)
+    training = build_training(settings, plan, WORLD, max_superpixels=25)
+    assert training.scaler is not None
+    training.scaler.scale(torch.ones(()))
+    training.scaler.update(2.0**18)
+    before = {name: p.detach().clone() for name, p in training.model.named_parameters()}
+    overflowed = 0
+    while (figures := train_step(training, arriving, step=0)).overflowed:
+        overflowed += 1
+        assert training.scaler.get_scale() == 2.0 ** (18 - overflowed)
+        assert all(torch.equal(p, before[name]) for name, p in training.model.named_parameters())
+    assert overflowed >= 1
+    assert figures.loss == pytest.approx(plain.loss, rel=0.02)
+    assert figures.grad_norm == pytest.approx(plain.grad_norm, rel=0.1)  # of gradients that are not scaled any more
+    assert not all(torch.equal(p, before[name]) for name, p in training.model.named_parameters())
+
+
+def test_the_gradient_that_is_not_finite_is_named(host: HostBatch) -> None:
+    model, optimizer = fresh()
+    poisoned = model.online["projector"][0].weight
+    poisoned.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(NotFiniteError, match="gradient norm nan") as caught:
+        step_on(model, optimizer, host)
+    (culprit,) = caught.value.culprits
+    assert culprit == Culprit(0, "gradient of online.projector.0.weight", host.sample_id.tolist())
+    assert np.isfinite(caught.value.loss)
+
+
+def test_the_global_generators_are_a_function_of_the_step(host: HostBatch) -> None:
+    """So dropout, which a backbone may have, is the same after a resume."""
+    results = []
+    for disturbance in (1, 2):
+        torch.manual_seed(disturbance)
+        model, optimizer = fresh()
+        model.online["backbone"].layer1.add_module("dropout", torch.nn.Dropout(0.5))
+        results.append(step_on(model, optimizer, host).loss)
+    assert results[0] == results[1]
+    assert results[0] != step_on(*fresh(), host).loss
+
+
+@pytest.mark.slow
+def test_a_compiled_step_gives_the_same_numbers(shards: Path) -> None:
+    settings = with_run()
+    plan = plan_batches(settings, num_samples=70, num_ranks=1)
+    training = build_training(settings, plan, WORLD, max_superpixels=25)
+    names = [name for name, _ in training.model.named_parameters()]
+    compile_backbones(unwrapped(training.model))
+    assert [name for name, _ in training.model.named_parameters()] == names
+    figures = train_step(training, arriving_of(shards, settings), step=0)
+    plain = other_step(shards, settings)[1]
+    assert figures.loss == pytest.approx(plain.loss, rel=1e-4)
+    assert figures.grad_norm == pytest.approx(plain.grad_norm, rel=1e-3)
