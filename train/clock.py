@@ -3,50 +3,87 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
 class StepClock:
-    """Where the time of the steps goes: images per second, and the share that the device waited for data."""
+    """Where the time since the first batch goes: to steps, to waiting for data, to what is done apart from both.
 
-    def __init__(self) -> None:
-        self._begin = self._report = time.perf_counter()
-        self._waited = self._waited_at_report = 0.0
-        self._steps = self._steps_at_report = 0
+    Args:
+        now: seconds, of any origin.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._begin: float | None = None
+        self._waited = 0.0
+        self._apart: defaultdict[str, float] = defaultdict(float)
+        self._images = 0
+        self._reported = (0.0, 0.0, 0.0, 0)
 
     def waiting(self, batches: Iterator[T]) -> Iterator[T]:
-        """Yield from `batches`, timing how long each took to arrive."""
+        """Yield from `batches`, timing how long each took to arrive, but the first: the workers' start is no wait."""
         while True:
-            asked = time.perf_counter()
+            asked = self._now()
             batch = next(batches, None)
             if batch is None:
                 return
-            if self._steps == 0:
-                self._begin = self._report = time.perf_counter()  # the workers' start is not a step's wait
+            if self._begin is None:
+                self._begin = self._now()
+                self._apart.clear()
             else:
-                self._waited += time.perf_counter() - asked
+                self._waited += self._now() - asked
             yield batch
-            self._steps += 1
+
+    @contextmanager
+    def apart(self, name: str) -> Iterator[None]:
+        """Count the block's time under `name`: it is no step's."""
+        began = self._now()
+        try:
+            yield
+        finally:
+            self._apart[name] += self._now() - began
+
+    def done(self, images: int) -> None:
+        """A step of so many images, of all ranks, is done."""
+        self._images += images
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the first batch came."""
+        return 0.0 if self._begin is None else self._now() - self._begin
 
     @property
     def data_wait(self) -> float:
         """Share of the time since the first batch, in [0, 1]."""
-        return self._waited / max(time.perf_counter() - self._begin, 1e-9)
+        return self._waited / max(self.elapsed, 1e-9)
 
-    def images_per_second(self, global_batch_size: int) -> float:
+    @property
+    def images_per_second(self) -> float:
         """Over all ranks, since the first batch."""
-        return (self._steps + 1) * global_batch_size / max(time.perf_counter() - self._begin, 1e-9)
+        return self._images / max(self.elapsed, 1e-9)
 
-    def since_last_report(self, global_batch_size: int) -> dict[str, float]:
-        """`images_per_second` and `data_wait` since this was last asked."""
-        now, steps = time.perf_counter(), self._steps + 1
-        elapsed = max(now - self._report, 1e-9)
-        figures = {
-            "images_per_second": (steps - self._steps_at_report) * global_batch_size / elapsed,
-            "data_wait": (self._waited - self._waited_at_report) / elapsed,
+    def since_last_report(self, *, num_ranks: int) -> dict[str, float]:
+        """Speed and shares of the time since this was last asked; `overhead` is what was done apart."""
+        now = (self.elapsed, self._waited, sum(self._apart.values()), self._images)
+        elapsed, waited, apart, images = (new - old for new, old in zip(now, self._reported, strict=True))
+        self._reported = now
+        rate = images / max(elapsed, 1e-9)
+        return {
+            "images_per_second": rate,
+            "images_per_second_per_device": rate / num_ranks,
+            "data_wait": waited / max(elapsed, 1e-9),
+            "overhead": apart / max(elapsed, 1e-9),
         }
-        self._report, self._steps_at_report, self._waited_at_report = now, steps, self._waited
-        return figures
+
+    def summary(self) -> str:
+        """Shares of all the time since the first batch, as a line."""
+        total = max(self.elapsed, 1e-9)
+        parts = {"data_wait": self._waited, **self._apart}
+        shares = {"steps": total - sum(parts.values()), **parts}
+        return ", ".join(f"{name} {seconds / total:.2%}" for name, seconds in shares.items())

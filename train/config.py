@@ -229,7 +229,7 @@ class RunSettings(Settings):
             "local_batch_size", "accumulation", "on_other_batch", "compile", "log_every_steps",
             "checkpoint_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints",
             "milestone_every_epochs", "panels_every_epochs", "panels_every_steps", "panel_images",
-            "collective_timeout_minutes",
+            "collective_timeout_minutes", "wandb_project",
         }
     )  # fmt: skip
 
@@ -249,6 +249,7 @@ class RunSettings(Settings):
     panels_every_steps: Positive | None = Field(None, description="also within epochs")
     panel_images: Positive = 8
     collective_timeout_minutes: Annotated[float, Field(gt=0)] = 10
+    wandb_project: str | None = Field(None, description="also tell Weights & Biases (extra `wandb`)")
 
     @model_validator(mode="after")
     def _scales_to_something(self) -> Self:

@@ -1,19 +1,16 @@
-"""What a run tells of itself: collapse monitors and the JSONL log."""
+"""Figures of a run: collapse monitors, memory."""
 
 from __future__ import annotations
 
-import json
 import os
+import resource
+import sys
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-
-from pipeline.artifacts.files import write_atomic
-
-LOG_NAME = "log.jsonl"
 
 
 def feature_std(features: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
@@ -26,26 +23,14 @@ def feature_std(features: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
     return F.normalize(features.float(), dim=1).std(0).mean() * features.shape[1] ** 0.5
 
 
-class RunLog:
-    """One JSON object a line. A resumed run drops what lies after the step from which it goes on."""
-
-    def __init__(self, run: Path, *, first_step: int) -> None:
-        self._path = run / LOG_NAME
-        kept = [line for line in read_log(run) if int(line["step"]) < first_step]
-        write_atomic(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-
-    def write(self, **values: float) -> None:
-        """Append one record."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def read_log(run: Path) -> list[dict[str, float]]:
-    """The whole records of a run's log; a last line that a kill cut short is not one."""
-    path = run / LOG_NAME
-    if not path.exists():
-        return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
+def memory_gb(device: torch.device) -> float:
+    """Memory of this rank in 1e9 bytes: on CUDA the most allocated since this was last asked, else what is resident."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak / 1e9
+    resident = Path("/proc/self/statm")
+    if resident.exists():
+        return int(resident.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # of the peak, which is all that others tell
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -23,9 +23,9 @@ from train.config import PretrainSettings
 from train.data.augment import normalize
 from train.data.stream import ShardReader
 from train.data.views import decode_labels, decode_pixels, resized
-from train.metrics import read_log
 from train.r2o.kmeans import seeding_uniforms
 from train.r2o.model import R2O
+from train.run_log import read_log
 
 FOLDER = "panels"
 TILE = 160  # pixels

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import torch
 from pipeline.artifacts.errors import AgreedError, InputError, exit_code_of
 from pipeline.artifacts.files import write_atomic
 from pipeline.artifacts.manifest import Manifest
-from pipeline.artifacts.progress import Progress
+from pipeline.artifacts.progress import Progress, say
 from pipeline.artifacts.settings import load_settings
 from train.build import Training, build_training, compile_backbones, unwrapped
 from train.checkpoint import Checkpoints, resume
@@ -29,7 +29,7 @@ from train.clock import StepClock
 from train.config import BatchPlan, PretrainSettings, plan_batches
 from train.data.device import Arrived, device_batches
 from train.data.loader import host_batches
-from train.data.skipped import SkippedLog, require_few_skipped
+from train.data.skipped import SKIPPED_NAME, SkippedLog, require_few_skipped
 from train.data.source import check_shards, describe_reading, max_superpixels, open_shards
 from train.data.stream import ShardReader, Skipped
 from train.distributed import (
@@ -45,9 +45,10 @@ from train.distributed import (
     world_from_environment,
 )
 from train.export import BACKBONE_NAME, save_backbone
-from train.metrics import RunLog
+from train.metrics import memory_gb
 from train.panels import Panels, draw_curves
 from train.run_folder import RunFolder
+from train.run_log import RunLog, require_loggers
 from train.step import NotFiniteError, StepFigures, train_step
 from train.stopping import StopRequest, exit_code_after, stop_request
 
@@ -81,6 +82,7 @@ def check_job(settings: PretrainSettings, *, shards: str, run: Path, num_ranks: 
         InputError: shards, run folder, settings and number of ranks do not fit together.
     """
     settings = settings.fitted_to(num_ranks)
+    require_loggers(settings)
     manifest = Manifest.read(shards)
     if not settings.data.accept_over_limit:
         manifest.require_within_limit(shards, unless="pretrain.data.accept_over_limit=true")
@@ -136,7 +138,7 @@ def _say_what_starts(job: Job, first_step: int) -> None:
         epoch, position = divmod(first_step, plan.steps_per_epoch)
         lines.append(f"going on after step {first_step} (epoch {epoch}, {position} steps in)")
     for line in lines:
-        print(f"pretrain: {line}", file=sys.stderr)
+        say(f"pretrain: {line}")
 
 
 class _Loop:
@@ -154,12 +156,18 @@ class _Loop:
     def train(self, first_step: int) -> int:
         """Run all steps that are left after `first_step` steps; gives the exit code."""
         plan, world = self.plan, self.world
-        self.log = RunLog(self.run, first_step=first_step) if world.is_main else None
+        run_id = f"{self.job.folder.fingerprint[:12]}-{self.run.name}"
+        self.log = RunLog(self.run, self.settings, first_step=first_step, run_id=run_id) if world.is_main else None
         self.skipped = SkippedLog(self.run, first_step=first_step) if world.is_main else None
+        self.clock = StepClock()
         if first_step == 0:
             self._draw_panels(0)
         progress = Progress("pretrain", plan.total_steps, "steps", done=first_step)
-        self.clock = StepClock()
+        with closing(self.log) if self.log is not None else nullcontext():
+            return self._steps(first_step, progress)
+
+    def _steps(self, first_step: int, progress: Progress) -> int:
+        plan, world = self.plan, self.world
         arriving = self._arriving(first_step)
         for step in range(first_step, plan.total_steps):
             self.skipped_here: list[Skipped] = []
@@ -168,12 +176,16 @@ class _Loop:
                 figures = train_step(self.training, arriving, step=step, asks_to_stop=asks)
             except NotFiniteError as error:
                 raise AgreedError(self._explain(error)) from None
+            self.clock.done(plan.global_batch_size)
             if figures.skipped:
                 self._note_skipped(step)
-            self._tell(step, figures, progress)
+            with self.clock.apart("log"):
+                self._tell(step, figures, progress)
             self._end_step(step + 1)
             if figures.asked_to_stop and step + 1 < plan.total_steps:
                 return self._stop(step + 1)
+        if world.is_main and first_step < plan.total_steps:
+            say(f"pretrain: where the time went: {self.clock.summary()}")
         from_main(self._finish, world)
         return 0
 
@@ -198,8 +210,9 @@ class _Loop:
         epoch = step // self.plan.steps_per_epoch
         texts = texts_of_all(json.dumps(self.skipped_here), self.world)
         count = 0
-        if self.skipped is not None:
-            self.skipped.write([Skipped(*one) for text in texts for one in json.loads(text)], step=step)
+        if self.skipped is not None and self.log is not None:
+            with self.log.attempt(SKIPPED_NAME):
+                self.skipped.write([Skipped(*one) for text in texts for one in json.loads(text)], step=step)
             count = self.skipped.count_in(epoch)
         require_few_skipped(
             int(sum_over_ranks(torch.tensor(count, device=self.world.device), self.world)),
@@ -214,12 +227,14 @@ class _Loop:
         last = step + 1 == self.plan.total_steps
         epoch = step // self.plan.steps_per_epoch
         if step % self.settings.run.log_every_steps == 0 or last:
-            speed = self.clock.since_last_report(self.plan.global_batch_size)
-            self.log.write(step=step, epoch=epoch, **figures._asdict(), **speed)
+            told = {name: value for name, value in figures._asdict().items() if name != "asked_to_stop"}
+            speed = self.clock.since_last_report(num_ranks=self.world.size)
+            self.log.write(step=step, epoch=epoch, **told, **speed, memory_gb=memory_gb(self.world.device))
+        rate = self.clock.images_per_second
         progress.advance(
             1,
             f"epoch {epoch + 1}/{self.plan.epochs}  loss {figures.loss:.4f}  K {figures.num_clusters}  "
-            f"lr {figures.lr:.3g}  {self.clock.images_per_second(self.plan.global_batch_size):.3g} images/s  "
+            f"lr {figures.lr:.3g}  {rate:.3g} images/s ({rate / self.world.size:.3g} a device)  "
             f"data_wait {self.clock.data_wait:.1%}",
         )
 
@@ -233,7 +248,8 @@ class _Loop:
         due = milestone or last or (inside == 0 and epoch % run.checkpoint_every_epochs == 0)
         due = due or _every(run.checkpoint_every_steps, done) or self._checkpoint_is_old()
         if self.world.is_main and due:
-            self.checkpoints.save(self.training, step=done, milestone=milestone)
+            with self.clock.apart("checkpoint"):
+                self.checkpoints.save(self.training, step=done, milestone=milestone)
 
     def _checkpoint_is_old(self) -> bool:
         minutes = self.settings.run.checkpoint_every_minutes
@@ -241,10 +257,14 @@ class _Loop:
 
     def _draw_panels(self, done: int) -> None:
         epoch = max(done - 1, 0) // self.plan.steps_per_epoch
-        refined_maps = self.panels.refined_maps(unwrapped(self.training.model), epoch=epoch)
-        if self.world.is_main:
-            self.panels.draw(self.run, refined_maps, step=done, epoch=epoch)
-            draw_curves(self.run)
+        with self.clock.apart("panels"):
+            refined_maps = self.panels.refined_maps(unwrapped(self.training.model), epoch=epoch)
+            if self.log is None:
+                return
+            with self.log.attempt("a panel"):
+                path = self.panels.draw(self.run, refined_maps, step=done, epoch=epoch)
+                draw_curves(self.run)
+                self.log.picture(step=done, name="refined_masks", path=path)
 
     def _stop(self, done: int) -> int:
         """End after a step that some rank wanted to be the last: on disk is all that was done."""
@@ -252,9 +272,7 @@ class _Loop:
         from_main(lambda: self._save_now(done), self.world)
         assert names, "a checkpoint that failed has raised"
         if self.world.is_main:
-            print(
-                f"pretrain: {names[0]}: stopped after step {done}; the same command goes on from there", file=sys.stderr
-            )
+            say(f"pretrain: {names[0]}: stopped after step {done}; the same command goes on from there")
         return exit_code_after(names[0])
 
     def _save_now(self, done: int) -> str:
@@ -271,7 +289,7 @@ class _Loop:
         save_backbone(
             path, backbone=backbone, name=self.settings.model.backbone, fingerprint=self.job.folder.fingerprint
         )
-        print(f"pretrain: {self.plan.total_steps} steps done; backbone in {path}", file=sys.stderr)
+        say(f"pretrain: {self.plan.total_steps} steps done; backbone in {path}")
         return ""
 
     def _explain(self, error: NotFiniteError) -> str:
@@ -281,8 +299,9 @@ class _Loop:
             for culprit in (error.culprits if self.world.is_main else ())
         ]
         path = self.run / f"not-finite-step-{error.step:08d}.json"
-        if self.world.is_main:
-            write_atomic(path, json.dumps({"loss": str(error.loss), "culprits": found}, indent=1) + "\n")
+        if self.log is not None:
+            with self.log.attempt(path.name):
+                write_atomic(path, json.dumps({"loss": str(error.loss), "culprits": found}, indent=1) + "\n")
         where = "; ".join(
             f"rank {one['rank']}: {one['quantity']}, of samples {', '.join(one['keys'][:SHOWN_KEYS])}"
             f"{' …' if len(one['keys']) > SHOWN_KEYS else ''}"

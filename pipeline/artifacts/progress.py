@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import TextIO
 
 
@@ -47,7 +48,13 @@ class Progress:
         eta = format_seconds((self.total - self.done) / self.rate) if self.rate else "?"
         line = f"{self.label}: {self.done}/{self.total} {self.unit}  {self.rate:.3g}/s  ETA {eta}  {extra}".rstrip()
         end = "\n" if not self._interactive or self.done >= self.total else ""
-        print(f"\r\x1b[K{line}" if self._interactive else line, end=end, file=self._out, flush=True)
+        say(f"\r\x1b[K{line}" if self._interactive else line, end=end, out=self._out)
+
+
+def say(text: str, *, end: str = "\n", out: TextIO | None = None) -> None:
+    """Print to stderr; where nobody can hear it, a closed pipe or a full disk, it is not said."""
+    with suppress(OSError, ValueError):
+        print(text, end=end, file=out or sys.stderr, flush=True)
 
 
 def format_seconds(seconds: float) -> str:

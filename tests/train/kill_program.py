@@ -19,7 +19,7 @@ import torch
 from pipeline.artifacts.errors import exit_code_of
 from train import pretrain
 from train.checkpoint import FOLDER, checkpoints
-from train.metrics import read_log
+from train.run_log import read_log
 
 RANKS = 2
 PATIENCE = 240.0  # seconds for anything

@@ -15,7 +15,7 @@ from torch import nn
 from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.manifest import ShardIndex
 from train.distributed import adopt_ranks, node_ranks
-from train.metrics import read_log
+from train.run_log import read_log
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
 ROWS = {"uneven": (5, 3), "one": (4, 1), "none": (6, 0)}

@@ -15,10 +15,10 @@ import torch
 import yaml
 
 from train.checkpoint import FOLDER, checkpoints
-from train.metrics import read_log
+from train.run_log import read_log
 
 TESTS = Path(__file__).parent
-NOT_COMPARED = {"images_per_second", "data_wait", "asked_to_stop"}
+NOT_COMPARED = {"images_per_second", "images_per_second_per_device", "data_wait", "overhead", "memory_gb"}
 SMALL = {
     "pretrain": {
         "epochs": 3,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.files import write_atomic
+from pipeline.artifacts.progress import say
 from train.data.stream import Skipped
 
 SKIPPED_NAME = "skipped.jsonl"
@@ -36,12 +36,9 @@ class SkippedLog:
         with self._path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(line) + "\n" for line in new))
         for line in new[:SHOWN]:
-            print(
-                f"pretrain: step {step}: skipped {line['shard']}, sample {line['key'] or '?'}: {line['reason']}",
-                file=sys.stderr,
-            )
+            say(f"pretrain: step {step}: skipped {line['shard']}, sample {line['key'] or '?'}: {line['reason']}")
         if len(new) > SHOWN:
-            print(f"pretrain: step {step}: skipped {len(new) - SHOWN} more; {self._path} names them", file=sys.stderr)
+            say(f"pretrain: step {step}: skipped {len(new) - SHOWN} more; {self._path} names them")
 
 
 def require_few_skipped(count: int, *, num_samples: int, max_fraction: float, epoch: int) -> None:
