@@ -222,6 +222,10 @@ class RunSettings(Settings):
         milestone_every_epochs: the checkpoints at the ends of such epochs are never removed.
         checkpoint_every_minutes: also so long after the last one.
         collective_timeout_minutes: a process that waits longer for the others takes them for dead.
+        probe_every_epochs: null: never. A probe (`train.probe`) costs one forward pass of its images, shared by the
+            ranks, in fp32: a ninth of the arithmetic that training on as many takes.
+        probe_images: of the shards, for nearest neighbours. Some ten a class tell something: 20,000 for ImageNet-1K.
+        probe_masks: folder of VOC2012's layout whose `val` images have the masks that refined ones are compared with.
     """
 
     NOT_CONTENT: ClassVar[frozenset[str]] = frozenset(
@@ -229,7 +233,7 @@ class RunSettings(Settings):
             "local_batch_size", "accumulation", "on_other_batch", "compile", "log_every_steps",
             "checkpoint_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints",
             "milestone_every_epochs", "panels_every_epochs", "panels_every_steps", "panel_images",
-            "collective_timeout_minutes", "wandb_project",
+            "collective_timeout_minutes", "wandb_project", "probe_every_epochs", "probe_images", "probe_masks",
         }
     )  # fmt: skip
 
@@ -248,6 +252,9 @@ class RunSettings(Settings):
     panels_every_epochs: Positive = 10
     panels_every_steps: Positive | None = Field(None, description="also within epochs")
     panel_images: Positive = 8
+    probe_every_epochs: Positive | None = 10
+    probe_images: Positive = 1000
+    probe_masks: Path | None = None
     collective_timeout_minutes: Annotated[float, Field(gt=0)] = 10
     wandb_project: str | None = Field(None, description="also tell Weights & Biases (extra `wandb`)")
 

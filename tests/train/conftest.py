@@ -49,6 +49,7 @@ def write_shards(images: Path, folder: Path, settings: ShardSettings) -> Manifes
             name: MapStats(size=made.size, max_superpixels=max(r.max_superpixels[name] for r in results))
             for name, made in settings.maps.items()
         },
+        classes=plan.listing.classes,
         quarantine_sha256="",
         shards=tuple(r.stats for r in results),
     )

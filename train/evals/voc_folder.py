@@ -64,12 +64,13 @@ class VocFolder:
             seen.add(name)
         return names
 
+    def file(self, name: str, *, masks: str = MASK_FOLDER) -> VocFile:
+        """Where an image and its mask lie."""
+        return VocFile(name, self.root / IMAGE_FOLDER / f"{name}.jpg", self.root / masks / f"{name}.png")
+
     def split(self, list_name: str, *, masks: str = MASK_FOLDER, cache_mib: int = 0) -> VocSplit:
         """The labelled images of a list, every one of them read and checked."""
-        files = tuple(
-            VocFile(name, self.root / IMAGE_FOLDER / f"{name}.jpg", self.root / masks / f"{name}.png")
-            for name in self.names(list_name)
-        )
+        files = tuple(self.file(name, masks=masks) for name in self.names(list_name))
         return VocSplit(files, num_classes=len(self.classes), cache_mib=cache_mib)
 
 
