@@ -91,7 +91,9 @@ def _dry_run_pretrain(arguments: argparse.Namespace, recipe: Recipe, nproc: int)
         raise InputError("r2o pretrain --dry-run needs the number of samples: either --shards or --num-samples")
     num_samples = arguments.num_samples or Manifest.read(arguments.shards).stored
     plan = plan_batches(recipe.pretrain, num_samples=num_samples, num_ranks=nproc)
-    print(describe(recipe.pretrain, plan), dump_settings(pretrain=recipe.pretrain), sep="\n\n", end="")
+    print(
+        describe(recipe.pretrain, plan, run=arguments.run), dump_settings(pretrain=recipe.pretrain), sep="\n\n", end=""
+    )
     return 0
 
 
@@ -239,7 +241,7 @@ def _add_training(verbs: argparse._SubParsersAction[_Parser], of_stage: _Parser)
     pretrain.add_argument("--shards", type=_place, help="finished shards: a path or a URL")
     pretrain.add_argument("--run", type=_path, help="folder of the run; a stopped one goes on")
     pretrain.add_argument("--nproc", type=_count, help="processes on this machine (workflow.nproc)")
-    pretrain.add_argument("--dry-run", action="store_true", help="print the resolved run and end")
+    pretrain.add_argument("--dry-run", action="store_true", help="print the resolved run and its cost and end")
     pretrain.add_argument("--num-samples", type=_count, help="with --dry-run: plan for so many, without shards")
     pretrain.set_defaults(verb=_pretrain)
     eval_voc = verbs.add_parser("eval-voc", parents=[of_stage], help="fine-tune an FCN, score mIoU")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.manifest import Manifest
+from pipeline.pretrain_cost import cost_rows
 from train.config import LR_BATCH_SIZE, BatchPlan, PretrainSettings, plan_batches
 
 
@@ -24,8 +25,12 @@ def check_pretrain(settings: PretrainSettings, *, shards: Path | str, run: Path,
     return plan_batches(settings, num_samples=manifest.stored, num_ranks=nproc)
 
 
-def describe(settings: PretrainSettings, plan: BatchPlan) -> str:
-    """The batch arithmetic of a run, and its learning rate, τ and K by epoch, as text."""
+def describe(settings: PretrainSettings, plan: BatchPlan, *, run: Path | None = None) -> str:
+    """The batch arithmetic of a run, what it costs, and its learning rate, τ and K by epoch, as text.
+
+    Args:
+        run: see `cost_rows`.
+    """
     group = settings.refine.clustering_group_size
     left_over = plan.num_samples - plan.steps_per_epoch * plan.global_batch_size
     rows = {
@@ -37,6 +42,7 @@ def describe(settings: PretrainSettings, plan: BatchPlan) -> str:
         "left over": f"{left_over:,} samples of each epoch, less than a batch",
         "learning rate": f"peak {settings.peak_lr:g} = {settings.optim.base_lr:g} × {plan.global_batch_size} / "
         f"{LR_BATCH_SIZE}, after {plan.warmup_steps:,} steps ({plan.warmup_epochs:g} epochs)",
+        **cost_rows(settings, plan, run),
     }
     head = [f"{name:<15}{value}" for name, value in rows.items()]
     table = [_row(settings, plan, epoch) for epoch in _shown_epochs(settings)]

@@ -90,6 +90,16 @@ class DataSettings(Settings):
         return self
 
 
+def batch_bytes(data: DataSettings, local_batch_size: int) -> int:
+    """Bytes of a host batch's pixels, or of its JPEGs at a usual 110 kB where the device decodes."""
+    return local_batch_size * (sample_numbers(data) if data.decode == "host" else 110_000)
+
+
+def sample_numbers(data: DataSettings) -> int:
+    """Numbers in the whole image and both views of a sample."""
+    return 3 * (data.image_size**2 + 2 * data.view_size**2)
+
+
 class AugmentSettings(Settings):
     """BYOL's augmentations as the paper lists them (A.1). Pairs are (view 1, view 2)."""
 

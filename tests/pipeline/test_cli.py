@@ -74,6 +74,13 @@ def test_dry_run_counts_the_samples_of_shards(tmp_path: Path) -> None:
     assert "9 an epoch × 300 epochs = 2,700 in all" in done.stdout
 
 
+def test_dry_run_tells_what_is_left_of_a_run(tmp_path: Path) -> None:
+    arguments = ("pretrain", "--dry-run", "--num-samples", "4096", "--run", tmp_path)
+    assert "assuming 40 % of their fp32 peak" in r2o(*arguments).stdout
+    (tmp_path / "log.jsonl").write_text('{"step": 99, "images_per_second": 409.6}\n{"step": 1')
+    assert "33.3 min left after step 100 of 300, at 409.6 images/s as measured" in r2o(*arguments).stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from pipeline.artifacts.errors import InputError
-from train.config import DataSettings, PretrainSettings, decoding_workers
+from train.config import DataSettings, PretrainSettings, batch_bytes, decoding_workers
 from train.data.augment import AugmentParams
 from train.data.order import SampleOrder
 from train.data.stream import SampleMaker, ShardReader, Skipped, SlotStream, Taken
@@ -157,12 +157,6 @@ def host_batches(
             f"{str(error).partition('.')[0]}: a decoding process was killed, as a rule for want of memory; lower "
             "pretrain.data.num_workers or prefetch_batches"
         ) from error
-
-
-def batch_bytes(data: DataSettings, local_batch_size: int) -> int:
-    """Bytes of a host batch's pixels, or of its JPEGs at a usual 110 kB where the device decodes."""
-    pixels = 3 * (data.image_size**2 + 2 * data.view_size**2)
-    return local_batch_size * (pixels if data.decode == "host" else 110_000)
 
 
 def _require_shared_memory(data: DataSettings, local_batch_size: int, workers: int) -> None:
