@@ -90,10 +90,9 @@ def _dry_run_pretrain(arguments: argparse.Namespace, recipe: Recipe, nproc: int)
     if bool(arguments.shards) == bool(arguments.num_samples):
         raise InputError("r2o pretrain --dry-run needs the number of samples: either --shards or --num-samples")
     num_samples = arguments.num_samples or Manifest.read(arguments.shards).stored
-    plan = plan_batches(recipe.pretrain, num_samples=num_samples, num_ranks=nproc)
-    print(
-        describe(recipe.pretrain, plan, run=arguments.run), dump_settings(pretrain=recipe.pretrain), sep="\n\n", end=""
-    )
+    settings = recipe.pretrain.fitted_to(nproc)
+    plan = plan_batches(settings, num_samples=num_samples, num_ranks=nproc)
+    print(describe(settings, plan, run=arguments.run), dump_settings(pretrain=settings), sep="\n\n", end="")
     return 0
 
 
@@ -125,7 +124,7 @@ def _check_batches(recipe: Recipe) -> None:
     """What of the batch arithmetic is known before there are shards. Raises InputError."""
     batch, nproc = recipe.pretrain.global_batch_size, recipe.workflow.nproc
     num_samples = batch if recipe.workflow.images else recipe.scenes.pretrain_images
-    plan_batches(recipe.pretrain, num_samples=num_samples, num_ranks=nproc)
+    plan_batches(recipe.pretrain.fitted_to(nproc), num_samples=num_samples, num_ranks=nproc)
 
 
 def _print_plan(graph: Sequence[stages.Stage], work: Path) -> int:

@@ -21,8 +21,11 @@ LARGEST_MAP = 64 * 112**2  # elements of an image's largest feature map at 224 p
 LIVE_MAPS = 3  # of that size, while nothing is kept
 USUAL_SUPERPIXELS = 100
 UTILISATION = 0.4  # share of the peak that is assumed: that of large matrix products; convolutional networks reach less
-# dense TFLOP/s by precision; fp32 are TF32's, in which cuDNN convolves
-ACCELERATORS = {"A100": {"bf16": 312, "fp32": 156}, "H100": {"bf16": 989, "fp32": 495}}
+# dense TFLOP/s by precision
+ACCELERATORS: dict[str, dict[str, float]] = {
+    "A100": {"bf16": 312, "fp16": 312, "tf32": 156, "fp32": 19.5},
+    "H100": {"bf16": 989, "fp16": 989, "tf32": 495, "fp32": 67},
+}
 RATE_LINES = 20
 
 
@@ -120,21 +123,20 @@ def run_flops(settings: PretrainSettings, plan: BatchPlan) -> float:
 def device_memory(settings: PretrainSettings, plan: BatchPlan) -> dict[str, float]:
     """Bytes on a device at the end of the forward passes, by what takes them; neither workspaces nor fragmentation.
 
-    `weights`: of both networks, gradients, momentum, DDP's buckets, and bf16 copies. `activations`: of both views and
+    `weights`: of both networks, gradients, momentum, and half-precision copies. `activations`: of both views and
     the heads, for the backward pass, and what passes through the target meanwhile. `batches`: one computed with, one
     made ready. Refinement is over by then, and takes less.
     """
     count, trunk, model = count_parameters(settings), TRUNKS[settings.model.backbone], settings.model
-    half = settings.run.precision == "bf16"
+    half = settings.run.precision in ("bf16", "fp16")
     word = HALF if half else FLOAT
     area = _area(settings.data.view_size)
     most = max(settings.curriculum.initial_num_clusters, settings.curriculum.final_num_clusters)
     row = trunk.c5_channels + model.projection_size + 4 * model.head_hidden_size
     kept = 2 * area * (trunk.kept_bf16 if half else trunk.kept_fp32) + 2 * usual_masks(settings, most) * row * word
-    buckets = count.online if plan.num_ranks > 1 else 0
     return {
         "activations": plan.local_batch_size * (kept + LIVE_MAPS * LARGEST_MAP * area * word),
-        "weights": FLOAT * (3 * count.online + buckets + count.target) + (HALF * count.online if half else 0),
+        "weights": FLOAT * (3 * count.online + count.target) + (HALF * count.online if half else 0),
         "batches": 2 * plan.local_batch_size * sample_numbers(settings.data) * (word + 1),
     }
 
@@ -153,7 +155,7 @@ def cost_rows(settings: PretrainSettings, plan: BatchPlan, run: Path | None = No
     """
     count, memory = count_parameters(settings), device_memory(settings, plan)
     total, disk = run_flops(settings, plan), checkpoint_bytes(settings)
-    data, keep = settings.data, settings.run.keep_checkpoints
+    data, keep, milestones = settings.data, settings.run.keep_checkpoints, _milestones(settings)
     waiting = batch_bytes(data, plan.local_batch_size) * data.num_workers * data.prefetch_batches
     return {
         "parameters": f"{_millions(count.online)} = backbone {_millions(count.backbone)} + projector "
@@ -163,7 +165,8 @@ def cost_rows(settings: PretrainSettings, plan: BatchPlan, run: Path | None = No
         + ", ".join(f"{name} {_gb(size)}" for name, size in memory.items()),
         "host memory": f"{_gb(waiting)} a process of shared memory: {data.num_workers} workers × "
         f"{data.prefetch_batches} batches",
-        "checkpoint": f"{_gb(disk)}; {keep} are kept: {_gb((keep + 1) * disk)} of disk while one is written",
+        "checkpoint": f"{_gb(disk)}, and so much memory while it is written; {keep} and {milestones} milestones are "
+        f"kept: {_gb((keep + milestones + 1) * disk)} of disk",
         "time": _measured_time(plan, run) or _ideal_time(settings, plan, total),
     }
 
@@ -197,6 +200,11 @@ def _read_rates(path: Path) -> list[tuple[int, float]]:
             record = json.loads(line)
             rates.append((int(record["step"]), float(record["images_per_second"])))
     return rates
+
+
+def _milestones(settings: PretrainSettings) -> int:
+    every = settings.run.milestone_every_epochs
+    return settings.epochs // every if every else 0
 
 
 def _num_regions(settings: PretrainSettings, num_clusters: int) -> int:

@@ -22,7 +22,7 @@ def check_pretrain(settings: PretrainSettings, *, shards: Path | str, run: Path,
         manifest.require_within_limit(shards, unless="pretrain.data.accept_over_limit=true")
     if run.exists() and not run.is_dir():
         raise InputError(f"{run} is a file; RUN must be a folder, new or of the same run")
-    return plan_batches(settings, num_samples=manifest.stored, num_ranks=nproc)
+    return plan_batches(settings.fitted_to(nproc), num_samples=manifest.stored, num_ranks=nproc)
 
 
 def describe(settings: PretrainSettings, plan: BatchPlan, *, run: Path | None = None) -> str:
@@ -35,9 +35,10 @@ def describe(settings: PretrainSettings, plan: BatchPlan, *, run: Path | None = 
     left_over = plan.num_samples - plan.steps_per_epoch * plan.global_batch_size
     rows = {
         "samples": f"{plan.num_samples:,}",
-        "global batch": f"{plan.global_batch_size:,} images = {plan.num_ranks} processes × {plan.local_batch_size}",
+        "global batch": f"{plan.global_batch_size:,} images = {plan.num_ranks} processes × {plan.local_batch_size}"
+        + (f" × {plan.accumulation} passes, each with batch statistics of its own" if plan.accumulation > 1 else ""),
         "clustering": f"{plan.global_batch_size // group} groups of {group} images, "
-        f"{plan.local_batch_size // group} on each process",
+        f"{plan.local_batch_size // group} on each process{' and pass' if plan.accumulation > 1 else ''}",
         "steps": f"{plan.steps_per_epoch:,} an epoch × {plan.epochs} epochs = {plan.total_steps:,} in all",
         "left over": f"{left_over:,} samples of each epoch, less than a batch",
         "learning rate": f"peak {settings.peak_lr:g} = {settings.optim.base_lr:g} × {plan.global_batch_size} / "

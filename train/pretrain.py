@@ -47,6 +47,7 @@ from train.distributed import (
 from train.export import BACKBONE_NAME, save_backbone
 from train.metrics import memory_gb
 from train.panels import Panels, draw_curves
+from train.probe import Probe
 from train.run_folder import RunFolder
 from train.run_log import RunLog, require_loggers
 from train.step import NotFiniteError, StepFigures, train_step
@@ -152,6 +153,7 @@ class _Loop:
             self.run, fingerprint=job.folder.fingerprint, keep=self.settings.run.keep_checkpoints
         )
         self.panels = Panels(job.reader, job.settings, self.world.device)
+        self.probe = Probe(job.reader, job.settings, self.world) if job.settings.run.probe_every_epochs else None
 
     def train(self, first_step: int) -> int:
         """Run all steps that are left after `first_step` steps; gives the exit code."""
@@ -239,11 +241,13 @@ class _Loop:
         )
 
     def _end_step(self, done: int) -> None:
-        """What comes after some of the steps: panels, a checkpoint."""
+        """What comes after some of the steps: panels, a probe, a checkpoint."""
         run, last = self.settings.run, done == self.plan.total_steps
         epoch, inside = divmod(done, self.plan.steps_per_epoch)
         if last or (inside == 0 and epoch % run.panels_every_epochs == 0) or _every(run.panels_every_steps, done):
             self._draw_panels(done)
+        if last or (inside == 0 and _every(run.probe_every_epochs, epoch)):
+            self._probe(done)
         milestone = inside == 0 and _every(run.milestone_every_epochs, epoch)
         due = milestone or last or (inside == 0 and epoch % run.checkpoint_every_epochs == 0)
         due = due or _every(run.checkpoint_every_steps, done) or self._checkpoint_is_old()
@@ -265,6 +269,17 @@ class _Loop:
                 path = self.panels.draw(self.run, refined_maps, step=done, epoch=epoch)
                 draw_curves(self.run)
                 self.log.picture(step=done, name="refined_masks", path=path)
+
+    def _probe(self, done: int) -> None:
+        if self.probe is None:
+            return
+        epoch = (done - 1) // self.plan.steps_per_epoch
+        with self.clock.apart("probe"):
+            figures = self.probe.figures(unwrapped(self.training.model), epoch=epoch)
+            if self.log is not None and figures:
+                self.log.write(step=done - 1, epoch=epoch, **figures)
+                told = ", ".join(f"{name} {figure:.4f}" for name, figure in figures.items())
+                say(f"pretrain: probe after step {done}: {told}")
 
     def _stop(self, done: int) -> int:
         """End after a step that some rank wanted to be the last: on disk is all that was done."""

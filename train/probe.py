@@ -63,14 +63,14 @@ class Probe:
         Every rank must take part.
 
         Args:
-            epoch: counted as done, as in `Panels`.
+            epoch: of the last step, as in `Panels`.
         """
         figures: dict[str, float] = {}
         if self._classed:
             top1 = self._classed.top1(model.online["backbone"], self._world)
             figures |= {} if top1 is None else {"knn_top1": top1}
         if self._masked:
-            figures["abo"] = float(np.mean(self._overlaps(model, self._masked, max(epoch - 1, 0))))
+            figures["abo"] = float(np.mean(self._overlaps(model, self._masked, epoch)))
         return figures
 
     def _overlaps(self, model: R2O, masked: _Masked, epoch: int) -> np.ndarray:

@@ -8,11 +8,11 @@ import torch
 
 from pipeline.artifacts.manifest import Manifest
 from pipeline.artifacts.settings import load_settings
+from train.build import build_model, unwrapped
 from train.config import PretrainSettings
 from train.data.source import max_superpixels, open_shards
 from train.distributed import distribute, world_from_environment
 from train.probe import Probe
-from train.step import build_model, unwrapped
 
 
 def main() -> None:

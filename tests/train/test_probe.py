@@ -21,6 +21,7 @@ from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.manifest import Manifest
 from preprocess.config import SceneSettings
 from preprocess.scenes import make_scenes
+from train.build import build_model
 from train.config import PretrainSettings
 from train.data.source import open_shards
 from train.distributed import World
@@ -28,7 +29,6 @@ from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from train.probe import Probe, best_overlaps, knn_top1
 from train.r2o.kmeans import seeding_uniforms
 from train.r2o.model import R2O
-from train.step import build_model
 
 PROGRAM = Path(__file__).with_name("probe_program.py")
 ALONE = World(0, 1, torch.device("cpu"))
@@ -181,7 +181,7 @@ def test_images_are_spread_over_the_shards(shards: Path) -> None:
 def test_the_figure_is_of_refinement_as_in_training(shards: Path, voc: Path) -> None:
     settings = settings_of(probe_masks=voc)
     model = model_of(settings)
-    figures = probe_of(shards, settings).figures(model, epoch=2)
+    figures = probe_of(shards, settings).figures(model, epoch=1)
     names = [f"val_{place * 21 // 16:06d}" for place in range(16)]
     folder, overlaps = voc / "VOC2012", []
     for group in (0, 1):
