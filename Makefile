@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo scenes shards verify preview pretrain eval-voc test lint bench bench-shards bench-stream bench-step clean
+.PHONY: help install demo scenes shards verify preview pretrain eval-voc test lint bench bench-shards bench-stream bench-step bench-train clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -37,7 +37,7 @@ help:
 	@echo '$(usage-pretrain)'
 	@echo '$(usage-eval-voc)'
 	@echo '                 each of these also takes CONFIG=<file of configs/> and SET="section.key=value …"'
-	@echo 'make test        the tests without the slow ones; make lint: format, lint and types; make bench-shards, bench-stream, bench-step: speed (make bench: all)'
+	@echo 'make test        the tests without the slow ones; make lint: format, lint and types; make bench-shards, bench-stream, bench-step, bench-train: speed (make bench: all)'
 	@echo 'make clean       remove .venv and caches; runs and shards stay'
 
 demo: $(STAMP)
@@ -72,7 +72,7 @@ lint: $(STAMP)
 	@"$$VENV/bin/ruff" check .
 	@"$$VENV/bin/mypy"
 
-bench: bench-shards bench-stream bench-step
+bench: bench-shards bench-stream bench-step bench-train
 
 bench-shards: $(STAMP)
 	@"$$VENV/bin/python" -m tests.benchmarks.shards
@@ -82,6 +82,9 @@ bench-stream: $(STAMP)
 
 bench-step: $(STAMP)
 	@"$$VENV/bin/python" -m tests.benchmarks.step
+
+bench-train: $(STAMP)
+	@"$$VENV/bin/python" -m tests.benchmarks.train
 
 install: $(STAMP)
 

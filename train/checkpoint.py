@@ -35,6 +35,9 @@ class Checkpoints:
 
     Args:
         keep: how many that are no milestones stay.
+    Attributes:
+        saved_at: when the newest was taken, by time.monotonic. newest_step: its step.
+        saves, seconds_writing: how many were written by this process, and how long that took beside the steps.
     """
 
     def __init__(self, run: Path, *, fingerprint: str, keep: int) -> None:
@@ -43,6 +46,7 @@ class Checkpoints:
         self._writing: concurrent.futures.Future[None] | None = None
         self.saved_at = time.monotonic()
         self.newest_step: int | None = None
+        self.saves, self.seconds_writing = 0, 0.0
 
     def save(self, training: Training, *, step: int, milestone: bool = False) -> None:
         """Take the state after `step` steps, and have it written; not where the one before could not be."""
@@ -87,12 +91,14 @@ class Checkpoints:
             ) from error
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
+        began = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_writer(path) as file:
             torch.save(state, file)
         rolling = [old for old in checkpoints(self.folder.parent) if not old.stem.endswith(MILESTONE)]
         for old in rolling[: -self._keep]:
             old.unlink()
+        self.saves, self.seconds_writing = self.saves + 1, self.seconds_writing + time.monotonic() - began
 
 
 def _of_the_disk(error: BaseException | None) -> OSError | None:

@@ -81,9 +81,13 @@ class StepClock:
             "overhead": apart / max(elapsed, 1e-9),
         }
 
+    def seconds(self) -> dict[str, float]:
+        """All the time since the first batch by what it went to."""
+        parts = {"data_wait": self._waited, **self._apart}
+        return {"steps": self.elapsed - sum(parts.values()), **parts}
+
     def summary(self) -> str:
         """Shares of all the time since the first batch, as a line."""
-        total = max(self.elapsed, 1e-9)
-        parts = {"data_wait": self._waited, **self._apart}
-        shares = {"steps": total - sum(parts.values()), **parts}
-        return ", ".join(f"{name} {seconds / total:.2%}" for name, seconds in shares.items())
+        parts = self.seconds()
+        total = max(sum(parts.values()), 1e-9)
+        return ", ".join(f"{name} {seconds / total:.2%}" for name, seconds in parts.items())

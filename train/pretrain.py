@@ -186,8 +186,8 @@ class _Loop:
             self._end_step(step + 1)
             if figures.asked_to_stop and step + 1 < plan.total_steps:
                 return self._stop(step + 1)
-        if world.is_main and first_step < plan.total_steps:
-            say(f"pretrain: where the time went: {self.clock.summary()}")
+        if self.log is not None and first_step < plan.total_steps:
+            self._tell_times(self.log)
         from_main(self._finish, world)
         return 0
 
@@ -239,6 +239,13 @@ class _Loop:
             f"lr {figures.lr:.3g}  {rate:.3g} images/s ({rate / self.world.size:.3g} a device)  "
             f"data_wait {self.clock.data_wait:.1%}",
         )
+
+    def _tell_times(self, log: RunLog) -> None:
+        """At the end: seconds from the first batch to the last step by what they went to, and of saves."""
+        say(f"pretrain: where the time went: {self.clock.summary()}")
+        seconds = {f"seconds_{name}": value for name, value in self.clock.seconds().items()}
+        saves = {"saves": self.checkpoints.saves, "seconds_writing": self.checkpoints.seconds_writing}
+        log.write(step=self.plan.total_steps - 1, epoch=self.plan.epochs - 1, **seconds, **saves)
 
     def _end_step(self, done: int) -> None:
         """What comes after some of the steps: panels, a probe, a checkpoint."""

@@ -229,7 +229,7 @@ class WeightsAndBiases:
 
 def tag_of(name: str) -> str:
     """A figure's name with its group, as in `collapse/prediction_std`."""
-    return TAGS.get(name, f"train/{name}")
+    return TAGS.get(name, f"{'time' if name.startswith(('seconds_', 'saves')) else 'train'}/{name}")
 
 
 def require_loggers(settings: PretrainSettings) -> None:
