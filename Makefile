@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo scenes shards verify preview pretrain eval-voc test lint bench bench-shards bench-stream bench-step bench-train clean
+.PHONY: help install demo scenes shards verify preview pretrain export eval-voc test lint bench bench-shards bench-stream bench-step bench-train clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,7 @@ TESTS ?= not slow and not system and not gpu
 PYTEST_ARGS ?=
 
 # What the user gives reaches the recipes as it was typed, through the environment: neither make nor a shell reads it.
-GIVEN := PYTHON VENV WORK TESTS IMAGES SHARDS RUN VOC CONFIG NPROC SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS
+GIVEN := PYTHON VENV WORK TESTS IMAGES SHARDS RUN VOC CONFIG NPROC INIT FORMAT HEADS CHECKPOINT SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 export PYTHONUTF8 = 1
@@ -25,7 +25,8 @@ usage-scenes = make scenes OUT=<new folder>
 usage-shards = make shards IMAGES=<images> SHARDS=<new folder> [OVERWRITE=1] [DRY_RUN=1]
 usage-verify = make verify SHARDS=<folder of shards> [REPAIR=1 IMAGES=<images>]
 usage-preview = make preview SHARDS=<folder of shards> PNG=<new file>
-usage-pretrain = make pretrain SHARDS=<folder of shards> RUN=<new folder> [NPROC=<processes>]
+usage-pretrain = make pretrain SHARDS=<folder of shards> RUN=<new folder> [NPROC=<processes>] [INIT=<weights>]
+usage-export = make export RUN=<folder of a run> OUT=<file.pth> [FORMAT=torchvision|timm|detectron2|mmseg] [HEADS=1] [CHECKPOINT=<file>]
 usage-eval-voc = make eval-voc RUN=<folder of a run> VOC=<VOC2012 folder>
 
 help:
@@ -36,6 +37,7 @@ help:
 	@echo '$(usage-preview)'
 	@echo '$(usage-pretrain)'
 	@echo '$(usage-eval-voc)'
+	@echo '$(usage-export)'
 	@echo '                 each of these also takes CONFIG=<file of configs/> and SET="section.key=value …"'
 	@echo 'make test        the tests without the slow ones; make lint: format, lint and types; make bench-shards, bench-stream, bench-step, bench-train: speed (make bench: all)'
 	@echo 'make clean       remove .venv and caches; runs and shards stay'
@@ -56,7 +58,10 @@ preview: need-SHARDS need-PNG $(STAMP)
 	@set -f; $(R2O) preview "--shards=$$SHARDS" "--out=$$PNG" $(SETTINGS)
 
 pretrain: need-SHARDS need-RUN $(STAMP)
-	@set -f; $(R2O) pretrain "--shards=$$SHARDS" "--run=$$RUN" $${NPROC:+"--nproc=$$NPROC"} $(SETTINGS)
+	@set -f; $(R2O) pretrain "--shards=$$SHARDS" "--run=$$RUN" $${NPROC:+"--nproc=$$NPROC"} $${INIT:+"--init=$$INIT"} $(SETTINGS)
+
+export: need-RUN need-OUT $(STAMP)
+	@set -f; $(R2O) export "--run=$$RUN" "--out=$$OUT" $${FORMAT:+"--format=$$FORMAT"} $${HEADS:+--heads} $${CHECKPOINT:+"--checkpoint=$$CHECKPOINT"}
 
 eval-voc: need-RUN need-VOC $(STAMP)
 	@set -f; $(R2O) eval-voc "--run=$$RUN" "--voc=$$VOC" $(SETTINGS)

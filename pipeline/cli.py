@@ -20,6 +20,7 @@ from pipeline.pretrain_plan import check_pretrain, describe
 from pipeline.run import run_stages, verdicts
 from train.config import plan_batches
 
+EXPORT_FORMATS = ("torchvision", "timm", "detectron2", "mmseg")  # as in train.formats, which loads torch
 OWN_IMAGES = """
 Your own images, a folder of JPEGs or of class folders:
   make shards   IMAGES=<folder> SHARDS=<new folder>
@@ -79,10 +80,9 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     if not arguments.shards or not arguments.run or arguments.num_samples:
         raise InputError("r2o pretrain needs --shards and --run; --num-samples is for --dry-run")
     check_pretrain(recipe.pretrain, shards=arguments.shards, run=arguments.run, nproc=nproc)
+    options = (*_options(arguments), *([f"--init={arguments.init}"] if arguments.init else []))
     return local.start(
-        stages.pretrain_stage(
-            recipe, shards=arguments.shards, run=arguments.run, nproc=nproc, options=_options(arguments)
-        )
+        stages.pretrain_stage(recipe, shards=arguments.shards, run=arguments.run, nproc=nproc, options=options)
     )
 
 
@@ -94,6 +94,12 @@ def _dry_run_pretrain(arguments: argparse.Namespace, recipe: Recipe, nproc: int)
     plan = plan_batches(settings, num_samples=num_samples, num_ranks=nproc)
     print(describe(settings, plan, run=arguments.run), dump_settings(pretrain=settings), sep="\n\n", end="")
     return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    options = [f"--format={arguments.format}", *(["--heads"] if arguments.heads else [])]
+    options += [f"--checkpoint={arguments.checkpoint}"] if arguments.checkpoint else []
+    return local.start(stages.export_stage(run=arguments.run, out=arguments.out, options=tuple(options)))
 
 
 def _eval_voc(arguments: argparse.Namespace) -> int:
@@ -243,6 +249,14 @@ def _add_training(verbs: argparse._SubParsersAction[_Parser], of_stage: _Parser)
     pretrain.add_argument("--dry-run", action="store_true", help="print the resolved run and its cost and end")
     pretrain.add_argument("--num-samples", type=_count, help="with --dry-run: plan for so many, without shards")
     pretrain.set_defaults(verb=_pretrain)
+    pretrain.add_argument("--init", type=_path, help="weights to begin with: .pth or .safetensors of any export format")
+    export = verbs.add_parser("export", help="backbone → a file that another library loads, with a model card")
+    export.add_argument("--run", type=_path, required=True, help="folder of a run")
+    export.add_argument("--format", choices=EXPORT_FORMATS, default="torchvision", help="whose names (torchvision)")
+    export.add_argument("--out", type=_path, required=True, help="file to write: .pth, .pt or .safetensors")
+    export.add_argument("--checkpoint", type=_path, help="take the weights of this checkpoint of the run")
+    export.add_argument("--heads", action="store_true", help="also write projector and predictor")
+    export.set_defaults(verb=_export)
     eval_voc = verbs.add_parser("eval-voc", parents=[of_stage], help="fine-tune an FCN, score mIoU")
     eval_voc.add_argument("--run", type=_path, required=True, help="folder of a finished pretraining run")
     eval_voc.add_argument("--voc", type=_path, required=True, help="folder of VOC2012's layout")

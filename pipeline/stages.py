@@ -129,6 +129,19 @@ def pretrain_stage(
     )
 
 
+def export_stage(*, run: Path, out: Path, options: tuple[str, ...] = ()) -> Stage:
+    """A run's backbone under the names of another library."""
+    return Stage(
+        name="export",
+        module="train.export",
+        arguments=(f"--run={run}", f"--out={out}", *options),
+        output=out,
+        marker=out.with_suffix(".md"),
+        inputs={"run": run},
+        settings={},
+    )
+
+
 def eval_voc_stage(recipe: Recipe, *, run: Path, voc: Path, options: tuple[str, ...] = ()) -> Stage:
     """FCN fine-tuning and mIoU on a VOC2012 layout."""
     out = run / "eval-voc"

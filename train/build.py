@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,10 +34,17 @@ class Training:
     scaler: GradScaler | None = None
 
 
-def build_training(settings: PretrainSettings, plan: BatchPlan, world: World, *, max_superpixels: int) -> Training:
+def build_training(
+    settings: PretrainSettings,
+    plan: BatchPlan,
+    world: World,
+    *,
+    max_superpixels: int,
+    init: Mapping[str, Tensor] | None = None,
+) -> Training:
     """A run at its beginning, on this rank alone; `distribute` its model once its state is the ranks' common one."""
     _set_tf32(settings.run.precision == "tf32")
-    r2o = build_model(settings, max_superpixels=max_superpixels).to(world.device).train()
+    r2o = build_model(settings, max_superpixels=max_superpixels, init=init).to(world.device).train()
     if settings.run.channels_last:
         r2o = r2o.to(memory_format=torch.channels_last)
     r2o.gather = gather_rows(world)
@@ -58,10 +66,16 @@ def _set_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
-def build_model(settings: PretrainSettings, *, max_superpixels: int) -> R2O:
-    """The networks of a run, with random weights that depend on `settings.seed` alone."""
+def build_model(settings: PretrainSettings, *, max_superpixels: int, init: Mapping[str, Tensor] | None = None) -> R2O:
+    """The networks of a run, with random weights that depend on `settings.seed` alone.
+
+    Args:
+        init: weights of the backbone, online and target, in place of random ones; some of them or all.
+    """
     model = settings.model
     backbone = build_backbone(model.backbone, seed=settings.seed, image_size=settings.data.image_size)
+    if init is not None:
+        backbone.load_state_dict({**backbone.state_dict(), **init})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed + 1)
         hidden, size = model.head_hidden_size, model.projection_size

@@ -1,10 +1,12 @@
-"""The backbone of a finished run as a file: what evaluations load, and what other tools can be given."""
+"""The backbone of a run as a file: what evaluations load, and what other libraries can be given (`r2o export`)."""
 
 from __future__ import annotations
 
+import argparse
 import io
 import math
 import pickle
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.artifacts.errors import InputError
+from pipeline.artifacts.errors import InputError, exit_code_of
 from pipeline.artifacts.files import write_atomic
+from pipeline.artifacts.settings import load_settings
+from train.checkpoint import checkpoints, read_checkpoint
+from train.config import PretrainSettings
+from train.formats import FORMATS, check_suffix, names_in, to_format, write_weights
+from train.model_card import model_card
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, image_size_of, make_backbone
+from train.run_folder import CONFIG_NAME
 
 BACKBONE_NAME = "backbone.pt"
 FORMAT = "r2o.backbone"
@@ -142,3 +150,86 @@ def _mismatch(name: str, weights: Mapping[str, Any]) -> str | None:
         if not bool(torch.isfinite(given).all()):
             return f"{key} holds values that are not finite"
     return None
+
+
+HEADS = ("online.projector.", "predictor.", "target.projector.")
+
+
+def export(run: Path, out: Path, *, format: str, checkpoint: Path | None = None, heads: bool = False) -> list[Path]:
+    """Write a run's backbone under a library's names, with a model card beside it.
+
+    Args:
+        out: a new or former `.pth`, `.pt` or `.safetensors`.
+        format: of `FORMATS`.
+        checkpoint: take the online backbone of this checkpoint, not that of the finished run.
+        heads: also write projector, predictor and the target's projector, of `checkpoint` or the newest one.
+    Returns:
+        the files that were written.
+    Raises:
+        InputError: something is missing or damaged, or the library has no such backbone.
+    """
+    check_suffix(out)
+    state = read_checkpoint(checkpoint) if checkpoint else None
+    exported = load_run_backbone(run) if state is None else _of_checkpoint(run, state)
+    names_in(exported.name, format)
+    written = to_format(exported.state_dict, exported.name, format)
+    facts = {"backbone": exported.name, "names": format, "fingerprint": exported.fingerprint}
+    normalization = {"mean": exported.mean, "std": exported.std}
+    metadata = {**facts, **{name: " ".join(map(str, values)) for name, values in normalization.items()}}
+    card = model_card(
+        run,
+        weights=out,
+        name=exported.name,
+        format=format,
+        step=state["step"] if state else None,
+        normalization=normalization,
+    )
+    paths = [out, out.with_suffix(".md")]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if heads:
+        paths.append(out.with_name(f"{out.stem}-heads.safetensors"))
+        write_weights(paths[-1], _heads_of(run, state), "torchvision", metadata=facts)
+    write_weights(out, written, format, metadata=metadata)
+    write_atomic(paths[1], card)
+    return paths
+
+
+def _of_checkpoint(run: Path, state: Mapping[str, Any]) -> ExportedBackbone:
+    """The online backbone of a checkpoint."""
+    name = load_settings(PretrainSettings, "pretrain", run / CONFIG_NAME).model.backbone
+    prefix = "online.backbone."
+    weights = {key.removeprefix(prefix): value for key, value in state["model"].items() if key.startswith(prefix)}
+    if problem := _mismatch(name, weights):
+        raise InputError(f"the checkpoint is not of {run}: {problem}")
+    return ExportedBackbone(
+        name=name, mean=IMAGENET_MEAN, std=IMAGENET_STD, fingerprint=state["fingerprint"], state_dict=weights
+    )
+
+
+def _heads_of(run: Path, state: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    if state is None:
+        found = checkpoints(run)
+        if not found:
+            raise InputError(f"{run} has no checkpoint, which alone holds the heads")
+        state = read_checkpoint(found[-1])
+    return {key: value.contiguous() for key, value in state["model"].items() if key.startswith(HEADS)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m train.export", description=main.__doc__)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--format", choices=FORMATS, default="torchvision")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--heads", action="store_true")
+    arguments = parser.parse_args(argv)
+    paths = export(
+        arguments.run, arguments.out, format=arguments.format, checkpoint=arguments.checkpoint, heads=arguments.heads
+    )
+    print(f"exported: {', '.join(map(str, paths))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

@@ -45,6 +45,7 @@ from train.distributed import (
     world_from_environment,
 )
 from train.export import BACKBONE_NAME, save_backbone
+from train.formats import Init, load_init
 from train.metrics import memory_gb
 from train.panels import Panels, draw_curves
 from train.probe import Probe
@@ -66,6 +67,7 @@ class Job:
     reader: ShardReader
     reading: str
     problems: tuple[str, ...]
+    init: Init | None = None
 
     @property
     def settings(self) -> PretrainSettings:
@@ -73,12 +75,15 @@ class Job:
         return self.folder.settings
 
 
-def check_job(settings: PretrainSettings, *, shards: str, run: Path, num_ranks: int, node_ranks: range) -> Job:
+def check_job(
+    settings: PretrainSettings, *, shards: str, run: Path, num_ranks: int, node_ranks: range, init: Path | None = None
+) -> Job:
     """Everything that can be known to be wrong before a process group is built; reads small files only.
 
     Args:
         shards: path or URL.
         node_ranks: the ranks of this node.
+        init: weights that the backbone begins with, see `train.formats.load_init`.
     Raises:
         InputError: shards, run folder, settings and number of ranks do not fit together.
     """
@@ -90,7 +95,9 @@ def check_job(settings: PretrainSettings, *, shards: str, run: Path, num_ranks: 
     plan = plan_batches(settings, num_samples=manifest.stored, num_ranks=num_ranks)
     reader = open_shards(shards, manifest, settings.data)
     problems = check_shards(reader, settings)
-    folder = RunFolder(run, settings, manifest)
+    name, size = settings.model.backbone, settings.data.image_size
+    weights = load_init(init, name, image_size=size) if init is not None else None
+    folder = RunFolder(run, settings, manifest, init)
     folder.check()
     return Job(
         folder=folder,
@@ -98,6 +105,7 @@ def check_job(settings: PretrainSettings, *, shards: str, run: Path, num_ranks: 
         reader=reader,
         reading=describe_reading(reader, settings, node_ranks=node_ranks, num_ranks=num_ranks),
         problems=tuple(problems),
+        init=weights,
     )
 
 
@@ -110,7 +118,13 @@ def pretrain(job: Job, world: World) -> int:
     settings, folder, plan = job.settings, job.folder, job.plan
     with ExitStack() as held:
         from_main(lambda: folder.hold(held), world)
-        training = build_training(settings, plan, world, max_superpixels=max_superpixels(folder.manifest, settings))
+        training = build_training(
+            settings,
+            plan,
+            world,
+            max_superpixels=max_superpixels(folder.manifest, settings),
+            init=job.init.weights if job.init else None,
+        )
         first_step = resume(folder.path, training, fingerprint=folder.fingerprint)
         if world.is_main:
             folder.note_start(plan, world.device, step=first_step)
@@ -125,6 +139,9 @@ def pretrain(job: Job, world: World) -> int:
 def _say_what_starts(job: Job, first_step: int) -> None:
     plan, run = job.plan, job.settings.run
     lines = [job.reading, *(f"going on without: {problem}" for problem in job.problems)]
+    if job.init is not None:
+        absent = f", but for {', '.join(job.init.absent)}, which it does not have" if job.init.absent else ""
+        lines.append(f"the backbone begins with {job.folder.init}, read as {job.init.format}{absent}")
     if plan.accumulation > 1:
         lines.append(
             f"WARNING: {plan.accumulation} passes a step: batch norm sees {plan.local_batch_size * plan.num_ranks} "
@@ -231,7 +248,8 @@ class _Loop:
         if step % self.settings.run.log_every_steps == 0 or last:
             told = {name: value for name, value in figures._asdict().items() if name != "asked_to_stop"}
             speed = self.clock.since_last_report(num_ranks=self.world.size)
-            self.log.write(step=step, epoch=epoch, **told, **speed, memory_gb=memory_gb(self.world.device))
+            here = {"memory_gb": memory_gb(self.world.device), "eta_seconds": progress.eta or 0.0}
+            self.log.write(step=step, epoch=epoch, **told, **speed, **here)
         rate = self.clock.images_per_second
         progress.advance(
             1,
@@ -345,13 +363,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shards", required=True, help="path or URL")
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--config", type=Path)
+    parser.add_argument("--init", type=Path, help="weights that the backbone begins with")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE")
     arguments = parser.parse_args(argv)
     settings = load_settings(PretrainSettings, "pretrain", arguments.config, arguments.overrides)
     adopt_ranks()
     try:
         job = check_job(
-            settings, shards=arguments.shards, run=arguments.run, num_ranks=num_ranks(), node_ranks=node_ranks()
+            settings,
+            shards=arguments.shards,
+            run=arguments.run,
+            num_ranks=num_ranks(),
+            node_ranks=node_ranks(),
+            init=arguments.init,
         )
         with world_from_environment(timeout_minutes=settings.run.collective_timeout_minutes) as world:
             return pretrain(job, world)

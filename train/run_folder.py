@@ -10,6 +10,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 import torchvision
 
 from pipeline.artifacts.errors import InputError
-from pipeline.artifacts.files import only_holder, write_atomic
+from pipeline.artifacts.files import only_holder, sha256_of, write_atomic
 from pipeline.artifacts.fingerprint import differences, fingerprint
 from pipeline.artifacts.manifest import Manifest
 from pipeline.artifacts.settings import dump_settings, load_settings
@@ -31,16 +32,27 @@ LOCK_NAME = ".lock"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run: its settings, shards and, by `fingerprint`, what decides its weights."""
+    """The folder of one run: its settings, shards and, by `fingerprint`, what decides its weights.
+
+    Attributes:
+        init: the file of weights that it begins with, where there is one.
+    """
 
     path: Path
     settings: PretrainSettings
     manifest: Manifest
+    init: Path | None = None
+
+    @cached_property
+    def init_sha256(self) -> str | None:
+        """Hex SHA-256 of `init`."""
+        return sha256_of(self.init) if self.init else None
 
     @property
     def fingerprint(self) -> str:
-        """Of the settings but for how the run is executed and watched, and of the shards."""
-        return fingerprint(settings=self.settings.content(), shards=self.manifest.fingerprint)
+        """Of the settings but for how the run is executed and watched, of the shards, and of `init`."""
+        parts = {"init": self.init_sha256} if self.init else {}
+        return fingerprint(settings=self.settings.content(), shards=self.manifest.fingerprint, **parts)
 
     def check(self) -> None:
         """That the folder is new, or of this very run. Raises InputError."""
@@ -49,7 +61,7 @@ class RunFolder:
         record = self._record()
         if record is not None and record["fingerprint"] != self.fingerprint:
             theirs = load_settings(PretrainSettings, "pretrain", self.path / CONFIG_NAME).content()
-            found = differences(self.settings.content(), theirs, "pretrain.") or ["other shards"]
+            found = differences(self.settings.content(), theirs, "pretrain.") or ["other shards, or another --init"]
             raise InputError(f"{self.path} holds another run ({'; '.join(found)}); choose another RUN")
 
     def hold(self, held: ExitStack) -> str:
@@ -88,6 +100,7 @@ class RunFolder:
             "shards_fingerprint": self.manifest.fingerprint,
             "samples": self.manifest.stored,
             "seed": self.settings.seed,
+            "init": {"path": str(self.init), "sha256": self.init_sha256} if self.init else None,
             **{name: start[name] for name in ("command", "git_commit", "versions")},
             "starts": [*(self._record() or {}).get("starts", []), start],
         }

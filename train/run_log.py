@@ -26,10 +26,11 @@ from train.config import PretrainSettings
 
 LOG_NAME = "log.jsonl"
 EVENTS_FOLDER = "tensorboard"
+FINISH_TIMEOUT = 300.0  # seconds that W&B may take at the end; a network that is gone holds no exit
 GROUPS = {  # of figures, as TensorBoard and W&B show them; what is not named here is under `train/`
     "collapse": ("prediction_std", "projection_std"),
     "masks": ("valid_fraction", "masks_per_image", "clusters_in_use"),
-    "speed": ("images_per_second", "images_per_second_per_device", "data_wait", "overhead", "memory_gb"),
+    "speed": ("images_per_second", "images_per_second_per_device", "data_wait", "overhead", "memory_gb", "eta_seconds"),
     "probe": ("knn_top1", "abo"),
 }
 TAGS = {name: f"{group}/{name}" for group, names in GROUPS.items() for name in names}
@@ -212,6 +213,7 @@ class WeightsAndBiases:
             dir=str(run),
             resume="allow",
             config=settings.model_dump(mode="json"),
+            settings=wandb.Settings(console="off", finish_timeout=FINISH_TIMEOUT),
         )
 
     def write(self, step: int, figures: dict[str, float]) -> None:

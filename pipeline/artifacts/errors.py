@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
+
+from pipeline.artifacts.progress import say
 
 EXIT_INPUT_ERROR = 2
 EXIT_REQUEUE = 75  # sysexits' EX_TEMPFAIL: ended in good order before its end; start the same command again
@@ -25,11 +26,11 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
         return main() or 0
     except InputError as error:
         if _is_first_rank() or not isinstance(error, AgreedError):
-            print(f"r2o: error: {error}", file=sys.stderr)
+            say(f"r2o: error: {error}")
         return EXIT_INPUT_ERROR
     except KeyboardInterrupt:
         if _is_first_rank():  # every rank of a job is interrupted; one tells
-            print("r2o: interrupted; run the same command again to go on", file=sys.stderr)
+            say("r2o: interrupted; run the same command again to go on")
         return EXIT_INTERRUPTED
 
 

@@ -36,6 +36,11 @@ class Progress:
         """Units per second since the start."""
         return (self.done - self._start_done) / max(time.monotonic() - self._start, 1e-9)
 
+    @property
+    def eta(self) -> float | None:
+        """Seconds until the end at that rate; None before anything is done."""
+        return (self.total - self.done) / self.rate if self.rate else None
+
     def advance(self, count: int, extra: str = "") -> None:
         """Count `count` more as done; report if it is time to, and always at the end."""
         self.done += count
@@ -45,7 +50,7 @@ class Progress:
             self._write(extra)
 
     def _write(self, extra: str) -> None:
-        eta = format_seconds((self.total - self.done) / self.rate) if self.rate else "?"
+        eta = "?" if self.eta is None else format_seconds(self.eta)
         line = f"{self.label}: {self.done}/{self.total} {self.unit}  {self.rate:.3g}/s  ETA {eta}  {extra}".rstrip()
         end = "\n" if not self._interactive or self.done >= self.total else ""
         say(f"\r\x1b[K{line}" if self._interactive else line, end=end, out=self._out)

@@ -13,10 +13,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
+from pipeline.artifacts.errors import InputError
+from pipeline.artifacts.files import sha256_of
 from train import pretrain
-from train.checkpoint import checkpoints
-from train.export import load_backbone
+from train.checkpoint import checkpoints, read_checkpoint
+from train.export import export, load_backbone
 from train.run_log import read_log
 
 SMALL = {
@@ -118,7 +121,7 @@ def test_a_run_killed_inside_an_epoch_ends_with_the_same_bits(
     assert not (run / "backbone.pt").exists()
     assert f"going on after step {done} (epoch {done // 4}, {done % 4} steps in)" in finish(shards, run, config)
     ours, theirs = read_log(run), read_log(undisturbed)
-    timing = {"images_per_second", "images_per_second_per_device", "data_wait", "overhead", "memory_gb"}
+    timing = {"images_per_second", "images_per_second_per_device", "data_wait", "overhead", "memory_gb", "eta_seconds"}
     assert [{k: v for k, v in a.items() if k not in timing} for a in ours] == [
         {k: v for k, v in b.items() if k not in timing} for b in theirs
     ]
@@ -148,3 +151,69 @@ def test_mistakes_are_one_line(
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert "3 processes cannot share a global batch of 16" in run_main(capsys, "--shards", shards, *base)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_begins_with_given_weights_and_is_another_run_for_it(
+    undisturbed: Path, shards: Path, config: Path, tmp_path: Path
+) -> None:
+    weights = export(undisturbed, tmp_path / "init.safetensors", format="detectron2")[0]
+    stopped = start(
+        shards, tmp_path / "run", config, f"--init={weights}", "--set=pretrain.run.checkpoint_every_steps=1"
+    )
+    while not checkpoints(tmp_path / "run") and stopped.poll() is None:
+        time.sleep(0.02)
+    stopped.send_signal(signal.SIGTERM)
+    assert f"begins with {weights}, read as detectron2" in stopped.communicate()[1]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["init"] == {"path": str(weights), "sha256": sha256_of(weights)}
+    assert record["fingerprint"] != json.loads((undisturbed / "run.json").read_text())["fingerprint"]
+    first = read_checkpoint(checkpoints(tmp_path / "run")[0])["model"]
+    trained = load_backbone(undisturbed / "backbone.pt").state_dict
+    for name, value in trained.items():  # step 0 has a learning rate of 0, so nothing but statistics has moved
+        if checkpoints(tmp_path / "run")[0].stem == "step-00000001" and "running" not in name and "num_b" not in name:
+            assert torch.equal(first[f"online.backbone.{name}"], value)
+            assert torch.equal(first[f"target.backbone.{name}"], value)
+    again = start(shards, tmp_path / "run", config)
+    assert "holds another run (other shards, or another --init)" in again.communicate()[1]
+    assert again.returncode == 2
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("torchvision", ".pth"), ("timm", ".safetensors"), ("mmseg", ".pth")])
+def test_a_run_is_exported_with_a_card_whose_code_loads_it(
+    undisturbed: Path, tmp_path: Path, format: str, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / f"backbone{suffix}"
+    paths = export(undisturbed, out, format=format, heads=True)
+    assert [p.name for p in paths] == [out.name, "backbone.md", "backbone-heads.safetensors"]
+    card = paths[1].read_text()
+    record = json.loads((undisturbed / "run.json").read_text())
+    assert record["fingerprint"] in card
+    assert record["shards_fingerprint"] in card
+    assert "70 images" in card
+    assert "base_lr: 8.0" in card
+    assert f"loss {read_log(undisturbed)[-1]['loss']:.4g}" in card
+    assert f"knn_top1: {read_log(undisturbed, figure='knn_top1')[-1]['knn_top1']:.4f}" in card
+    heads = load_file(paths[2])
+    model = read_checkpoint(checkpoints(undisturbed)[-1])["model"]
+    assert set(heads) == {key for key in model if ".projector." in key or key.startswith("predictor.")}
+    assert all(torch.equal(value, model[key]) for key, value in heads.items())
+    if format == "mmseg":
+        assert 'checkpoint="backbone.pth"' in card
+        return
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(card.split("```python\n")[1].split("```")[0], names)
+    loaded = names["model"].state_dict()  # type: ignore[attr-defined]
+    assert all(torch.equal(loaded[k], v) for k, v in load_backbone(undisturbed / "backbone.pt").state_dict.items())
+
+
+def test_a_checkpoint_of_an_unfinished_run_is_exported(undisturbed: Path, tmp_path: Path) -> None:
+    earlier = checkpoints(undisturbed)[0]
+    export(undisturbed, tmp_path / "a.pth", format="torchvision", checkpoint=earlier)
+    weights, model = torch.load(tmp_path / "a.pth", weights_only=True), read_checkpoint(earlier)["model"]
+    assert all(torch.equal(value, model[f"online.backbone.{key}"]) for key, value in weights.items())
+    assert "at step 12" in (tmp_path / "a.md").read_text()
+    with pytest.raises(InputError, match=r"must end in"):
+        export(undisturbed, tmp_path / "a.pkl", format="torchvision")
+    with pytest.raises(InputError, match=r"no backbone\.pt, so this is no finished run"):
+        export(tmp_path, tmp_path / "b.pth", format="torchvision")
