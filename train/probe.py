@@ -185,9 +185,10 @@ def _read_classed(reader: ShardReader, settings: PretrainSettings, world: World)
 
 
 def _spread_ids(manifest: Manifest, count: int) -> np.ndarray:
-    """Up to `count` sample ids, evenly spaced in up to 32 evenly spaced shards, whose order is random already."""
+    """Up to `count` sample ids, evenly spaced in up to 32 shards, those of the panels; shards are shuffled already."""
     ends = np.cumsum([shard.samples for shard in manifest.shards])
-    chosen = np.unique(np.linspace(0, len(ends) - 1, MOST_SHARDS).astype(int))
+    shown = np.linspace(0, manifest.stored - 1, MOST_SHARDS).astype(int)
+    chosen = np.unique(np.searchsorted(ends, shown, side="right"))
     ids = np.concatenate([np.arange(ends[i] - manifest.shards[i].samples, ends[i]) for i in chosen])
     count = min(count, len(ids))
     return ids[np.arange(count) * len(ids) // count]

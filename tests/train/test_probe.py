@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from preprocess.scenes import make_scenes
 from train.build import build_model
 from train.config import PretrainSettings
 from train.data.source import open_shards
+from train.data.stream import ShardReader
 from train.distributed import World
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from train.probe import Probe, best_overlaps, knn_top1
@@ -176,6 +178,20 @@ def test_images_are_spread_over_the_shards(shards: Path) -> None:
     is_query = np.arange(10) % 5 == 0
     expected = sklearn_top1(rows[~is_query], classes[~is_query], rows[is_query], classes[is_query])
     assert probe_of(shards, settings).figures(model, epoch=0) == {"knn_top1": pytest.approx(expected)}
+
+
+def test_few_of_many_shards_are_read(shards: Path) -> None:
+    settings, asked = settings_of(probe_images=500), []
+    manifest = Manifest.read(shards)
+    files = open_shards(str(shards), manifest, settings.data).files
+    small = ShardReader(files, manifest)
+    large = ShardReader(files, manifest.model_copy(update={"shards": manifest.shards * 40, "stored": 2800}))
+    large.read = lambda sample_id: asked.append(sample_id) or small.read(sample_id % 70)
+    Probe(large, settings, ALONE)
+    of_shard = Counter(large.place_of(sample_id)[0] for sample_id in asked)
+    assert len(asked) == len(set(asked)) > 400
+    assert len(of_shard) == 32
+    assert max(np.diff(sorted(of_shard))) <= 7
 
 
 def test_the_figure_is_of_refinement_as_in_training(shards: Path, voc: Path) -> None:
