@@ -20,7 +20,9 @@ FLOAT, HALF = 4, 2  # bytes
 LARGEST_MAP = 64 * 112**2  # elements of an image's largest feature map at 224 px
 LIVE_MAPS = 3  # of that size, while nothing is kept
 USUAL_SUPERPIXELS = 100
-UTILISATION = 0.4  # share of the peak that is assumed: that of large matrix products; convolutional networks reach less
+UTILISATION = (
+    0.2  # share of the peak that is assumed, about what a ResNet-50 reaches; large matrix products reach twice it
+)
 # dense TFLOP/s by precision
 ACCELERATORS: dict[str, dict[str, float]] = {
     "A100": {"bf16": 312, "fp16": 312, "tf32": 156, "fp32": 19.5},
@@ -178,7 +180,7 @@ def _ideal_time(settings: PretrainSettings, plan: BatchPlan, flops: float) -> st
         for name, peaks in ACCELERATORS.items()
     ]
     assumed = f"{UTILISATION * 100:.0f} % of their {settings.run.precision} peak"
-    return f"{', '.join(times)}, assuming {assumed}, which is optimistic"
+    return f"{', '.join(times)}, assuming {assumed} (--run tells a run's own rate)"
 
 
 def _measured_time(plan: BatchPlan, run: Path | None) -> str | None:

@@ -199,7 +199,7 @@ def test_the_papers_run() -> None:
     assert rows["parameters"].startswith("35.1 M = backbone 23.5 M + projector 9.45 M + predictor 2.11 M; target 33 M")
     # by hand: 4096 images × (2 views × 4 × 4.09 + 3.28 + a few % of heads and K-means) GMAC
     assert 0.283e3 < float(rows["compute"].split()[0]) < 0.31e3
-    days = 4096 * 93_600 * 73.8e9 / (128 * 0.4 * 312e12) / 60
+    days = 4096 * 93_600 * 73.8e9 / (128 * 0.2 * 312e12) / 60
     assert float(rows["time"].split()[0]) == pytest.approx(days, rel=0.01)
     assert "min on 128 × A100" in rows["time"]
     assert "2 and 3 milestones are kept: 2.47 GB of disk" in rows["checkpoint"]  # 2 + 3 + 1 of 0.412 GB
