@@ -264,13 +264,15 @@ def texts_of_all(text: str, world: World) -> list[str]:
 
 
 def from_main(produce: Callable[[], str], world: World) -> str:
-    """What `produce` gives on the main rank, on each. Where it raises InputError there, all raise AgreedError."""
+    """What `produce` gives on the main rank, on each. Where input or disk fail it there, all raise AgreedError."""
     told = ""
     if world.is_main:
         try:
             told = "=" + produce()
         except InputError as error:
             told = "!" + str(error)
+        except OSError as error:
+            told = f"!{error.filename or 'the run folder'}: {error.strerror}; make it writable, or make room"
     told = texts_of_all(told, world)[0]
     if told.startswith("!"):
         raise AgreedError(told[1:])

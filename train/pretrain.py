@@ -52,7 +52,7 @@ from train.probe import Probe
 from train.run_folder import RunFolder
 from train.run_log import RunLog, require_loggers
 from train.step import NotFiniteError, StepFigures, train_step
-from train.stopping import StopRequest, exit_code_after, stop_request
+from train.stopping import StoppedError, StopRequest, exit_code_after, stop_request
 
 MAIN_SPEAKS_FIRST = 10.0  # seconds
 SHOWN_KEYS = 8
@@ -109,9 +109,11 @@ def check_job(
     )
 
 
-def pretrain(job: Job, world: World) -> int:
+def pretrain(job: Job, world: World, request: StopRequest) -> int:
     """Train from the newest checkpoint to the end, and leave `backbone.pt`.
 
+    Args:
+        request: says when to end before.
     Returns:
         the exit code: 0 at the end; EXIT_REQUEUE or EXIT_INTERRUPTED where a signal ended it in good order.
     """
@@ -126,14 +128,13 @@ def pretrain(job: Job, world: World) -> int:
             init=job.init.weights if job.init else None,
         )
         first_step = resume(folder.path, training, fingerprint=folder.fingerprint)
+        from_main(lambda: folder.note_start(plan, world.device, step=first_step), world)
         if world.is_main:
-            folder.note_start(plan, world.device, step=first_step)
             _say_what_starts(job, first_step)
         if settings.run.compile:
             compile_backbones(unwrapped(training.model))
         training = replace(training, model=distribute(training.model, world))
-        with stop_request() as request:
-            return _Loop(job, training, request).train(first_step)
+        return _Loop(job, training, request).train(first_step)
 
 
 def _say_what_starts(job: Job, first_step: int) -> None:
@@ -188,6 +189,7 @@ class _Loop:
     def _steps(self, first_step: int, progress: Progress) -> int:
         plan, world = self.plan, self.world
         arriving = self._arriving(first_step)
+        self.request.in_steps = True
         for step in range(first_step, plan.total_steps):
             self.skipped_here: list[Skipped] = []
             asks = self.request.signal is not None or self.checkpoints.failed()
@@ -225,7 +227,7 @@ class _Loop:
             yield arrived
 
     def _note_skipped(self, step: int) -> None:
-        """Name what any rank skipped; raises InputError on all of them once it is too much."""
+        """Name what any rank skipped; raises AgreedError once it is too much."""
         epoch = step // self.plan.steps_per_epoch
         texts = texts_of_all(json.dumps(self.skipped_here), self.world)
         count = 0
@@ -233,12 +235,12 @@ class _Loop:
             with self.log.attempt(SKIPPED_NAME):
                 self.skipped.write([Skipped(*one) for text in texts for one in json.loads(text)], step=step)
             count = self.skipped.count_in(epoch)
-        require_few_skipped(
-            int(sum_over_ranks(torch.tensor(count, device=self.world.device), self.world)),
-            num_samples=self.plan.num_samples,
-            max_fraction=self.settings.data.max_skipped_fraction,
-            epoch=epoch,
-        )
+        count = int(sum_over_ranks(torch.tensor(count, device=self.world.device), self.world))
+        most = self.settings.data.max_skipped_fraction
+        try:
+            require_few_skipped(count, num_samples=self.plan.num_samples, max_fraction=most, epoch=epoch)
+        except InputError as error:
+            raise AgreedError(str(error)) from None
 
     def _tell(self, step: int, figures: StepFigures, progress: Progress) -> None:
         if self.log is None:
@@ -368,6 +370,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     settings = load_settings(PretrainSettings, "pretrain", arguments.config, arguments.overrides)
     adopt_ranks()
+    with stop_request() as request:
+        return _main(arguments, settings, request)
+
+
+def _main(arguments: argparse.Namespace, settings: PretrainSettings, request: StopRequest) -> int:
     try:
         job = check_job(
             settings,
@@ -378,10 +385,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             init=arguments.init,
         )
         with world_from_environment(timeout_minutes=settings.run.collective_timeout_minutes) as world:
-            return pretrain(job, world)
+            return pretrain(job, world, request)
+    except StoppedError:
+        assert request.signal is not None
+        if os.environ.get("RANK", "0") == "0":
+            say(f"pretrain: {request.signal.name}: stopped before the first step; the same command begins again")
+        return exit_code_after(request.signal.name)
     except LostRankError as error:
         time.sleep(MAIN_SPEAKS_FIRST / 2)  # whoever started the ranks blames the one that died, and ends this one
-        print(f"r2o: {error}", file=sys.stderr)
+        say(f"r2o: {error}")
         return 1
     except InputError:
         if os.environ.get("RANK", "0") != "0":

@@ -75,8 +75,8 @@ class RunFolder:
         held.enter_context(only_holder(self.path / LOCK_NAME, otherwise=busy))
         return ""
 
-    def note_start(self, plan: BatchPlan, device: torch.device, *, step: int) -> None:
-        """Write settings and record; `step` steps are done."""
+    def note_start(self, plan: BatchPlan, device: torch.device, *, step: int) -> str:
+        """Write settings and record; `step` steps are done. Gives ""."""
         write_atomic(self.path / CONFIG_NAME, dump_settings(pretrain=self.settings))
         start = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -105,6 +105,7 @@ class RunFolder:
             "starts": [*(self._record() or {}).get("starts", []), start],
         }
         write_atomic(self.path / RECORD_NAME, json.dumps(record, indent=1) + "\n")
+        return ""
 
     def _record(self) -> dict[str, Any] | None:
         path = self.path / RECORD_NAME

@@ -99,10 +99,12 @@ class RunLog(Telling):
                 sink.picture(step, name, path)
 
     def close(self) -> None:
-        """Nothing is told after this."""
+        """Nothing is told after this, but how much was not."""
         for name, sink in self._sinks.items():
             with self.attempt(name):
                 sink.close()
+        if self.lost:
+            say(f"pretrain: not told: {', '.join(f'{what} {count} times' for what, count in self.lost.items())}")
 
 
 class JsonLines:

@@ -12,17 +12,28 @@ from pipeline.artifacts.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
+class StoppedError(Exception):
+    """A signal came before there was a step whose end is worth waiting for."""
+
+
 class StopRequest:
-    """The signal that asked this process to end after the step that it is in; None so far."""
+    """The signal that asked this process to end after the step that it is in; None so far.
+
+    Attributes:
+        in_steps: set this when steps begin; before, a signal raises StoppedError at once.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.in_steps = False
 
     def take(self, number: int, frame: FrameType | None) -> None:
         """Signal handler. A second Ctrl-C does not wait for the step."""
-        if self.signal is signal.SIGINT and number == signal.SIGINT:
+        if number == signal.SIGINT and (self.signal is signal.SIGINT or not self.in_steps):
             raise KeyboardInterrupt
         self.signal = self.signal or signal.Signals(number)
+        if not self.in_steps:
+            raise StoppedError
 
 
 @contextmanager

@@ -73,8 +73,8 @@ class _Ranks:
             time.sleep(POLL)
 
     def _report(self, rank: int, code: int) -> int:
-        if code < 0 and -code in self.told:  # it was told to end before it could do so in good order
-            return 128 - code
+        if code < 0 and -code in self.told:  # before it could end in good order; nothing that was saved is lost
+            return EXIT_INTERRUPTED if -code == signal.SIGINT else EXIT_REQUEUE
         if code < 0:
             hint = "; is there enough memory?" if -code == signal.SIGKILL else ""
             print(f"r2o: rank {rank} was ended by {signal.Signals(-code).name}{hint}", file=sys.stderr)

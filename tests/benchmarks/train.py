@@ -35,6 +35,7 @@ DEVICES = torch.cuda.device_count()
 CONFIG = Path("configs/imagenet1k_r50_8gpu.yaml" if DEVICES else "configs/imagenette_r18.yaml")
 LOCAL_BATCH, STEPS = (128, 40) if DEVICES else (32, 12)
 WARM = 2  # first steps that are not counted
+BARE = ["epochs=1", "curriculum.hold_epochs=0", "run.log_every_steps=1", "run.probe_every_epochs=null"]
 DEFAULTS = ["log_every_steps=10", "panels_every_epochs=10", "checkpoint_every_epochs=1"]  # where the config has others
 
 
@@ -72,45 +73,61 @@ def shards_of(root: Path, folder: Path, count: int | None = None) -> Path:
     return folder / "shards"
 
 
-def train(shards: Path, run: Path, *, processes: int, settings: Sequence[str]) -> None:
-    """A run of this repository's trainer, to its end; on the CPU one thread a process."""
+def train(shards: Path, *runs: Path, processes: int, settings: Sequence[str]) -> None:
+    """Runs of this repository's trainer, side by side, to their ends; on the CPU one thread a process."""
+    started = [start(shards, run, processes=processes, settings=settings) for run in runs]
+    for process in started:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+
+
+def start(shards: Path, run: Path, *, processes: int, settings: Sequence[str]) -> subprocess.Popen[str]:
     options = [f"--set=pretrain.{setting}" for setting in settings]
     program = ["train.pretrain", f"--shards={shards}", f"--run={run}", f"--config={CONFIG}", *options]
     launcher = ["pipeline.launchers.ranks", str(processes)] if processes > 1 else []
     threads = {} if DEVICES else {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", *launcher, *program], env={**os.environ, **threads}, stderr=subprocess.PIPE, text=True
     )
-    assert done.returncode == 0, done.stderr
 
 
 def scaling(root: Path, scratch: Path, rounds: int) -> None:
-    """The same local batch on 1 and on 2 processes; they take turns."""
+    """The same local batch on 1 and 2 processes, and in two runs side by side that share nothing; they take turns."""
     counts = (1, 2) if DEVICES != 1 else (1,)
     shards = {count: shards_of(root, scratch / f"for{count}", STEPS * LOCAL_BATCH * count) for count in counts}
-    rates: dict[int, list[float]] = {count: [] for count in counts}
+    rates: dict[str, list[float]] = {}
     for number in range(rounds):
         for count in counts:
             run = scratch / f"scaling-{count}-{number}"
-            bare = ["epochs=1", "curriculum.hold_epochs=0", "run.log_every_steps=1", "run.probe_every_epochs=null"]
             batch = f"global_batch_size={LOCAL_BATCH * count}"
-            train(shards[count], run, processes=count, settings=[batch, *bare])
-            rates[count].append(statistics.median(line["images_per_second"] for line in read_log(run)[WARM:]))
-    for count, found in rates.items():
+            train(shards[count], run, processes=count, settings=[batch, *BARE])
+            rates.setdefault(f"{count} process{'es' if count > 1 else ''}", []).append(rate_of(run))
+        if not DEVICES:
+            apart = [scratch / f"apart-{place}-{number}" for place in (0, 1)]
+            train(shards[1], *apart, processes=1, settings=[f"global_batch_size={LOCAL_BATCH}", *BARE])
+            rates.setdefault("2 runs apart", []).append(sum(map(rate_of, apart)))
+    best = {name: max(found) for name, found in rates.items()}
+    for name, found in rates.items():
         every = ", ".join(f"{rate:.2f}" for rate in found)
-        print(f"{count} processes × {LOCAL_BATCH} images, {STEPS} steps: {max(found):.2f} images/s (of {every})")
+        print(f"{name} × {LOCAL_BATCH} images, {STEPS} steps: {best[name]:.2f} images/s (of {every})")
     if len(counts) > 1:
-        print(f"train.two_processes {max(rates[2]) / max(rates[1]):.3f}")
+        print(f"train.two_processes {best['2 processes'] / best['1 process']:.3f}")
+    if not DEVICES:
+        print(f"train.two_processes_of_two_runs {best['2 processes'] / best['2 runs apart']:.3f}")
+
+
+def rate_of(run: Path) -> float:
+    """Images a second of a run that logs every step: the median of its steps but for the first."""
+    return statistics.median(line["images_per_second"] for line in read_log(run)[WARM:])
 
 
 def overhead(root: Path, scratch: Path, run: Path, minutes: float) -> None:
     """One run of all the images at the default settings, of as many epochs as it takes."""
     processes = DEVICES or 2
     shards, batch = shards_of(root, scratch / "all"), LOCAL_BATCH * processes
-    trial = ["epochs=1", "curriculum.hold_epochs=0", "run.log_every_steps=1", "run.probe_every_epochs=null"]
     few = shards_of(root, scratch / "few", 5 * batch)
-    train(few, scratch / "trial", processes=processes, settings=[f"global_batch_size={batch}", *trial])
-    rate = statistics.median(line["images_per_second"] for line in read_log(scratch / "trial")[WARM:])
+    train(few, scratch / "trial", processes=processes, settings=[f"global_batch_size={batch}", *BARE])
+    rate = rate_of(scratch / "trial")
     used = Manifest.read(shards).stored // batch * batch
     epochs = max(1, math.ceil(minutes * 60 * 1.05 * rate / used))
     settings = [f"global_batch_size={batch}", f"epochs={epochs}", "curriculum.hold_epochs=0"]

@@ -13,6 +13,7 @@ from train.models.heads import Head
 from train.pretrain import check_job, pretrain
 from train.r2o.model import R2O, Batch
 from train.r2o.refine import Refinement
+from train.stopping import StopRequest
 
 ROWS = {"uneven": (5, 3), "one": (4, 1), "none": (6, 0), "single": (1, 0), "empty": (0, 0)}
 
@@ -79,7 +80,7 @@ def main() -> None:
         job = check_job(
             settings, shards=str(shards), run=out / "run", num_ranks=world.size, node_ranks=range(world.size)
         )
-        pretrain(job, world)
+        pretrain(job, world, StopRequest())
 
 
 if __name__ == "__main__":

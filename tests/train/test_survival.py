@@ -116,6 +116,16 @@ def test_a_signal_ends_the_step_saves_and_asks_to_be_requeued(
     assert_same(tmp_path / "run", undisturbed)
 
 
+def test_a_signal_before_the_first_step_asks_to_be_requeued_too(shards: Path, config: Path, tmp_path: Path) -> None:
+    process = start([*RANKS, "train.pretrain"], shards, tmp_path / "run", config)
+    while not (tmp_path / "run" / "run.json").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    errors = finish(process, 75)
+    assert "SIGTERM: stopped" in errors
+    assert "Traceback" not in errors
+
+
 def test_a_stopped_run_goes_on_with_other_ranks_and_workers_on_the_same_batches(
     undisturbed: Path, shards: Path, config: Path, tmp_path: Path
 ) -> None:
