@@ -95,7 +95,8 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], format: str, *, met
     """Write weights under a library's names in the form that it loads; atomic.
 
     `.safetensors` holds `metadata` too. A `.pth` holds the plain dict, for mmseg below `state_dict`, for detectron2
-    below `model`, where its checkpointer matches names by their ends, so that FPN and C4 models both take it.
+    below `model` beside `matching_heuristics`, by which its checkpointer matches names by their ends, so that FPN and
+    C4 models both take it; without, it would load nothing and go on.
 
     Raises:
         InputError: another suffix.
@@ -108,7 +109,7 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], format: str, *, met
     if format == "mmseg":
         wrapped = {"meta": dict(metadata), "state_dict": wrapped}
     if format == "detectron2":
-        wrapped = {"model": wrapped, "__author__": "R2O"}
+        wrapped = {"model": wrapped, "__author__": "R2O", "matching_heuristics": True}
     buffer = io.BytesIO()
     torch.save(wrapped, buffer)
     write_atomic(path, buffer.getvalue())

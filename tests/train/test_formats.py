@@ -93,6 +93,21 @@ def test_detectron2_gets_each_weight_under_its_own_name() -> None:
         assert torch.equal(ours[our_key], theirs[their_key]), our_key
 
 
+@pytest.mark.parametrize("body", ["backbone.bottom_up.{}", "backbone.{}"])
+def test_detectron2s_checkpointer_is_told_to_match_names_by_their_ends(body: str, tmp_path: Path) -> None:
+    """It does so only where the file says `matching_heuristics`, and takes the longest end of each of its own names."""
+    path = tmp_path / "r50.pth"
+    write_weights(path, exported("resnet50", "detectron2"), "detectron2", metadata={})
+    content = torch.load(path, weights_only=True)
+    assert content.keys() == {"model", "__author__", "matching_heuristics"}
+    assert content["matching_heuristics"] is True
+    assert content["__author__"] != "Caffe2"  # whose names it would rewrite first
+    c4 = "bottom_up" not in body  # there, res5 is in the heads
+    for key in table_of("detectron2"):
+        theirs = f"roi_heads.{key}" if c4 and key.startswith("res5.") else body.format(key)
+        assert max((one for one in content["model"] if theirs.endswith(f".{one}")), key=len) == key
+
+
 @pytest.mark.parametrize(("name", "format"), FITTING)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_what_is_written_can_be_begun_with(name: str, format: str, suffix: str, tmp_path: Path) -> None:
