@@ -23,16 +23,35 @@ model = dict(
     decode_head=dict(channels=256, num_convs=2, dilation=6, num_classes=21),
     auxiliary_head=dict(num_classes=21),
 )
+# A.2 scales by a ratio to the image's own size. MMSegmentation's are to a fixed one: VOC's longer side is 500 px in 95 of
+# 100 images (628 of 660 counted).
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),
-    dict(type="RandomResize", scale=(2048, 513), ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type="RandomResize", scale=(500, 500), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PhotoMetricDistortion"),
     dict(type="PackSegInputs"),
 ]
-train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))  # × 8 GPUs = 16
+train_sets = [
+    dict(
+        type="PascalVOCDataset",
+        data_root="data/VOCdevkit/VOC2012",
+        data_prefix=dict(img_path="JPEGImages", seg_map_path=masks),
+        ann_file=f"ImageSets/Segmentation/{images}.txt",
+        pipeline=train_pipeline,
+    )
+    for images, masks in (("train", "SegmentationClass"), ("aug", "SegmentationClassAug"))
+]
+train_dataloader = dict(batch_size=2, dataset=dict(datasets=train_sets))  # × 8 GPUs = 16
+test_pipeline = [  # no Resize: at the original size
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations"),
+    dict(type="PackSegInputs"),
+]
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=1e-4),  # of the paper's sweep 0.001 … 0.1

@@ -219,4 +219,15 @@ def test_the_configs_of_docs_hold_the_papers_values_and_our_input() -> None:
     assert (backbone["type"], backbone["strides"], backbone["dilations"]) == ("ResNet", (1, 2, 2, 1), (1, 1, 1, 2))
     assert (head["channels"], head["num_convs"], head["dilation"], head["num_classes"]) == (256, 2, 6, 21)
     assert mmseg["param_scheduler"][0]["milestones"] == [21_000, 27_000]
-    assert 8 * mmseg["train_dataloader"]["batch_size"] == 16
+    loader = mmseg["train_dataloader"]
+    assert 8 * loader["batch_size"] == 16
+    assert loader["dataset"].keys() == {"datasets"}  # the base's is a ConcatDataset: it takes no pipeline of its own
+    assert [one["ann_file"] for one in loader["dataset"]["datasets"]] == [
+        "ImageSets/Segmentation/train.txt", "ImageSets/Segmentation/aug.txt",
+    ]  # fmt: skip
+    for one in loader["dataset"]["datasets"]:
+        steps = {step["type"]: step for step in one["pipeline"]}
+        assert steps["RandomCrop"]["crop_size"] == (513, 513)
+        assert steps["RandomResize"]["ratio_range"] == (0.5, 2.0)
+    tested = mmseg["test_dataloader"]["dataset"]["pipeline"]
+    assert "Resize" not in {step["type"] for step in tested}  # A.2: the original size
