@@ -24,9 +24,12 @@ from train.models.backbone import image_size_of, make_backbone
 FORMATS = ("torchvision", "timm", "detectron2", "mmseg")
 SUFFIXES = (".pth", ".pt", ".safetensors")
 OWN_LAYERS = ("c4_layer.", "c5_layer.")  # of R2O's ViT, in no library's
-CLASSIFIERS = {"fc.weight", "fc.bias", "head.weight", "head.bias", "heads.head.weight", "heads.head.bias"}
+CLASSIFIERS = {("resnet", "torchvision"): "fc", ("vit", "torchvision"): "heads.head", ("vit", "timm"): "head"}
 COUNTER = ".num_batches_tracked"
-WRAPPERS = ("state_dict", "model")  # of mmengine, detectron2
+WRAPPERS = {  # what mmengine, our own backbone.pt and detectron2 keep a state dict under, and beside it
+    "state_dict": {"meta", "format", "format_version", "backbone", "mean", "std", "fingerprint"},
+    "model": {"__author__", "matching_heuristics"},
+}
 _TIMM_VIT = {
     "ln_1.": "norm1.", "self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj.": "attn.proj.",
     "ln_2.": "norm2.", "mlp.0.": "mlp.fc1.", "mlp.3.": "mlp.fc2.",
@@ -41,9 +44,13 @@ def names_in(name: str, format: str, *, image_size: int = 224) -> dict[str, str]
     Raises:
         InputError: the library has no such backbone, or there is no such format.
     """
+    names = _names_with_counters(name, format, image_size)
+    return {key: theirs for key, theirs in names.items() if format != "detectron2" or not key.endswith(COUNTER)}
+
+
+def _names_with_counters(name: str, format: str, image_size: int) -> dict[str, str]:
     rename = _renaming(name, format)
-    keys = [key for key in _expected(name, image_size) if not key.startswith(OWN_LAYERS)]
-    return {key: rename(key) for key in keys if format != "detectron2" or not key.endswith(COUNTER)}
+    return {key: rename(key) for key in _expected(name, image_size) if not key.startswith(OWN_LAYERS)}
 
 
 def _renaming(name: str, format: str) -> Callable[[str], str]:
@@ -132,26 +139,30 @@ class Init(NamedTuple):
 def load_init(path: Path, name: str, *, image_size: int = 224) -> Init:
     """Read weights for a `make_backbone(name)` from any of the formats, or from our own `backbone.pt`.
 
-    A classifier on top (`fc`, `head`, `heads.head`) is left out, and nothing else. No code in the file is run.
+    A classifier on top, by the library's own name of it, is left out, and nothing else. Batch norm's counters are all
+    there or all absent, as in files of detectron2 and of old versions of PyTorch; they then begin at 0. No code in the
+    file is run.
 
     Raises:
         InputError: not a file of weights, or its keys, shapes or dtypes are not exactly those of that backbone.
     """
     found = _unwrapped(_read(path), path)
-    found = {key: value for key, value in found.items() if key not in CLASSIFIERS}
     expected = _expected(name, image_size)
     is_vit = name.startswith("vit")
     formats = [format for format in FORMATS if not (is_vit and format in ("detectron2", "mmseg"))]
-    names = {format: names_in(name, format, image_size=image_size) for format in formats}
+    names = {format: _names_with_counters(name, format, image_size) for format in formats}
     if is_vit:
         names["r2o"] = {key: key for key in expected}
     format = max(
         names, key=lambda one: len(found.keys() & set(names[one].values())) - abs(len(names[one]) - len(found))
     )
+    classifier = CLASSIFIERS.get(("vit" if is_vit else "resnet", format))
+    found = {key: value for key, value in found.items() if key not in (f"{classifier}.weight", f"{classifier}.bias")}
+    if not any(key.endswith(COUNTER) for key in found):
+        counters = [theirs for theirs in names[format].values() if theirs.endswith(COUNTER)]
+        found |= {key: torch.zeros((), dtype=torch.long) for key in counters}
     _require_fit(path, found, {theirs: expected[ours] for ours, theirs in names[format].items()}, f"{name} as {format}")
     weights = {ours: found[theirs] for ours, theirs in names[format].items()}
-    counters = {key: torch.zeros((), dtype=torch.long) for key in expected if key.endswith(COUNTER)}
-    weights = {**(counters if format == "detectron2" else {}), **weights}
     return Init(weights, format, tuple(key for key in expected if key not in weights))
 
 
@@ -172,9 +183,12 @@ def _read(path: Path) -> Any:
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     """The state dict in what a library's file holds."""
-    for wrapper in WRAPPERS:
+    for wrapper, beside in WRAPPERS.items():
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            if unknown := sorted(str(key) for key in content if key != wrapper and key not in beside):
+                raise InputError(f"{path}: {unknown[0]!r} stands beside {wrapper!r}; save the state dict alone")
             content = content[wrapper]
+            break
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise InputError(f"{path} holds no state dict: tensors by name, alone or below {' or '.join(WRAPPERS)}")
     return content

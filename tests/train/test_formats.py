@@ -162,6 +162,53 @@ def test_a_file_that_does_not_fit_is_refused_by_its_first_difference(change: Any
         load_init(tmp_path / "w.pth", "resnet50")
 
 
+def test_counters_are_all_there_or_all_absent(tmp_path: Path) -> None:
+    """Files of torchvision's first years have none."""
+    weights = exported("resnet18", "torchvision")
+    weights["bn1.num_batches_tracked"].fill_(7)
+    counters = [key for key in weights if key.endswith("num_batches_tracked")]
+    torch.save(weights, tmp_path / "w.pth")
+    assert load_init(tmp_path / "w.pth", "resnet18").weights["bn1.num_batches_tracked"] == 7
+    torch.save({key: value for key, value in weights.items() if key not in counters}, tmp_path / "w.pth")
+    begun = load_init(tmp_path / "w.pth", "resnet18")
+    assert begun.absent == ()
+    assert [begun.weights[key].item() for key in counters] == [0] * len(counters)
+    assert all(torch.equal(begun.weights[key], weights[key]) for key in weights.keys() - set(counters))
+    del weights["layer2.0.bn1.num_batches_tracked"]
+    torch.save(weights, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"the first is layer2\.0\.bn1\.num_batches_tracked"):
+        load_init(tmp_path / "w.pth", "resnet18")
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "classifier", "not_its_own"),
+    [
+        ("resnet18", "torchvision", "fc", "head"),
+        ("resnet18", "detectron2", None, "fc"),
+        ("vit_s_16", "torchvision", "heads.head", "head"),
+        ("vit_s_16", "timm", "head", "fc"),
+    ],
+)
+def test_only_the_librarys_own_classifier_is_left_out(
+    name: str, format: str, classifier: str | None, not_its_own: str, tmp_path: Path
+) -> None:
+    weights = exported(name, format)
+    if classifier:
+        torch.save({**weights, f"{classifier}.weight": torch.ones(2, 3), f"{classifier}.bias": torch.ones(2)},
+                   tmp_path / "w.pth")  # fmt: skip
+        assert load_init(tmp_path / "w.pth", name, image_size=64).format == format
+    torch.save({**weights, f"{not_its_own}.weight": torch.ones(2, 3)}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=rf"the first is {not_its_own}\.weight"):
+        load_init(tmp_path / "w.pth", name, image_size=64)
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+def test_what_stands_beside_a_state_dict_is_named_not_dropped(wrapper: str, tmp_path: Path) -> None:
+    torch.save({wrapper: exported("resnet18", "torchvision"), "ema": {}}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=f"'ema' stands beside '{wrapper}'; save the state dict alone"):
+        load_init(tmp_path / "w.pth", "resnet18")
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return print, ("executed",)
