@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from pipeline.artifacts.errors import InputError, exit_code_of
 from pipeline.artifacts.files import write_atomic
 from pipeline.artifacts.settings import load_settings
-from train.checkpoint import checkpoints, read_checkpoint
+from train.checkpoint import FOLDER, checkpoints, read_checkpoint
 from train.config import PretrainSettings
-from train.formats import FORMATS, check_suffix, names_in, to_format, write_weights
+from train.formats import FORMATS, check_suffix, to_format, write_weights
 from train.model_card import model_card
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, image_size_of, make_backbone
-from train.run_folder import CONFIG_NAME
+from train.run_folder import CONFIG_NAME, RECORD_NAME, read_record
 
 BACKBONE_NAME = "backbone.pt"
 FORMAT = "r2o.backbone"
@@ -152,7 +152,7 @@ def _mismatch(name: str, weights: Mapping[str, Any]) -> str | None:
     return None
 
 
-HEADS = ("online.projector.", "predictor.", "target.projector.")
+HEADS = ("online.projector.", "predictor.", "target.")
 
 
 def export(run: Path, out: Path, *, format: str, checkpoint: Path | None = None, heads: bool = False) -> list[Path]:
@@ -162,43 +162,56 @@ def export(run: Path, out: Path, *, format: str, checkpoint: Path | None = None,
         out: a new or former `.pth`, `.pt` or `.safetensors`.
         format: of `FORMATS`.
         checkpoint: take the online backbone of this checkpoint, not that of the finished run.
-        heads: also write projector, predictor and the target's projector, of `checkpoint` or the newest one.
+        heads: also write projector, predictor and the target network, of `checkpoint` or the newest one.
     Returns:
         the files that were written.
     Raises:
-        InputError: something is missing or damaged, or the library has no such backbone.
+        InputError: something is missing or damaged, the parts are not of one run, or the library has no such backbone.
     """
-    check_suffix(out)
+    _check_out(out, run)
     state = read_checkpoint(checkpoint) if checkpoint else None
     exported = load_run_backbone(run) if state is None else _of_checkpoint(run, state)
-    names_in(exported.name, format)
+    record = read_record(run)
+    if record is None or record["fingerprint"] != exported.fingerprint:
+        raise InputError(f"{checkpoint or run / BACKBONE_NAME} is not of the run that {run / RECORD_NAME} records")
     written = to_format(exported.state_dict, exported.name, format)
     facts = {"backbone": exported.name, "names": format, "fingerprint": exported.fingerprint}
     normalization = {"mean": exported.mean, "std": exported.std}
     metadata = {**facts, **{name: " ".join(map(str, values)) for name, values in normalization.items()}}
     card = model_card(
         run,
+        record,
         weights=out,
         name=exported.name,
         format=format,
         step=state["step"] if state else None,
+        image_size=image_size_of(exported.state_dict),
         normalization=normalization,
     )
     paths = [out, out.with_suffix(".md")]
     out.parent.mkdir(parents=True, exist_ok=True)
     if heads:
         paths.append(out.with_name(f"{out.stem}-heads.safetensors"))
-        write_weights(paths[-1], _heads_of(run, state), "torchvision", metadata=facts)
+        write_weights(paths[-1], _heads_of(run, state, exported), "torchvision", metadata=facts)
     write_weights(out, written, format, metadata=metadata)
     write_atomic(paths[1], card)
     return paths
 
 
+def _check_out(out: Path, run: Path) -> None:
+    """Raises InputError where `out` is no name of weights, or one of the run's own files."""
+    check_suffix(out)
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; OUT must be a file")
+    own = out.resolve() == (run / BACKBONE_NAME).resolve() or out.resolve().parent == (run / FOLDER).resolve()
+    if own:
+        raise InputError(f"{out} is the run's own; choose another OUT")
+
+
 def _of_checkpoint(run: Path, state: Mapping[str, Any]) -> ExportedBackbone:
     """The online backbone of a checkpoint."""
     name = load_settings(PretrainSettings, "pretrain", run / CONFIG_NAME).model.backbone
-    prefix = "online.backbone."
-    weights = {key.removeprefix(prefix): value for key, value in state["model"].items() if key.startswith(prefix)}
+    weights = _online_backbone(state)
     if problem := _mismatch(name, weights):
         raise InputError(f"the checkpoint is not of {run}: {problem}")
     return ExportedBackbone(
@@ -206,13 +219,22 @@ def _of_checkpoint(run: Path, state: Mapping[str, Any]) -> ExportedBackbone:
     )
 
 
-def _heads_of(run: Path, state: Mapping[str, Any] | None) -> dict[str, Tensor]:
+def _online_backbone(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    prefix = "online.backbone."
+    return {key.removeprefix(prefix): value for key, value in state["model"].items() if key.startswith(prefix)}
+
+
+def _heads_of(run: Path, state: Mapping[str, Any] | None, exported: ExportedBackbone) -> dict[str, Tensor]:
+    """What of a checkpoint is not the exported backbone, by the checkpoint's own names."""
     if state is None:
         found = checkpoints(run)
         if not found:
             raise InputError(f"{run} has no checkpoint, which alone holds the heads")
         state = read_checkpoint(found[-1])
-    return {key: value.contiguous() for key, value in state["model"].items() if key.startswith(HEADS)}
+        online = _online_backbone(state)
+        if not all(key in online and torch.equal(online[key], value) for key, value in exported.state_dict.items()):
+            raise InputError(f"{found[-1]} has other weights than {run / BACKBONE_NAME}; name it with --checkpoint")
+    return {key: value.contiguous().clone() for key, value in state["model"].items() if key.startswith(HEADS)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

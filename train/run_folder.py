@@ -108,13 +108,18 @@ class RunFolder:
         return ""
 
     def _record(self) -> dict[str, Any] | None:
-        path = self.path / RECORD_NAME
-        try:
-            return json.loads(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except ValueError:
-            raise InputError(f"{path} is damaged; choose another RUN") from None
+        return read_record(self.path)
+
+
+def read_record(run: Path) -> dict[str, Any] | None:
+    """What a run folder's run.json says; None where there is none. Raises InputError where it is damaged."""
+    path = run / RECORD_NAME
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        raise InputError(f"{path} is damaged; choose another RUN") from None
 
 
 def _name_of(device: torch.device) -> str:

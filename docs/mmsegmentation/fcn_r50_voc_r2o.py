@@ -23,8 +23,8 @@ model = dict(
     decode_head=dict(channels=256, num_convs=2, dilation=6, num_classes=21),
     auxiliary_head=dict(num_classes=21),
 )
-# A.2 scales by a ratio to the image's own size. MMSegmentation's are to a fixed one: VOC's longer side is 500 px in 95 of
-# 100 images (628 of 660 counted).
+# A.2 scales by a ratio to the image's own size, MMSegmentation to a fixed one: VOC's longer side is 500 px in 95 of 100
+# images (628 of 660 counted).
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,7 +196,8 @@ def test_a_run_is_exported_with_a_card_whose_code_loads_it(
     assert f"knn_top1: {read_log(undisturbed, figure='knn_top1')[-1]['knn_top1']:.4f}" in card
     heads = load_file(paths[2])
     model = read_checkpoint(checkpoints(undisturbed)[-1])["model"]
-    assert set(heads) == {key for key in model if ".projector." in key or key.startswith("predictor.")}
+    assert set(heads) == {key for key in model if not key.startswith("online.backbone.")}
+    assert "target.backbone.conv1.weight" in heads
     assert all(torch.equal(value, model[key]) for key, value in heads.items())
     if format == "mmseg":
         assert 'checkpoint="backbone.pth"' in card
@@ -212,8 +214,50 @@ def test_a_checkpoint_of_an_unfinished_run_is_exported(undisturbed: Path, tmp_pa
     export(undisturbed, tmp_path / "a.pth", format="torchvision", checkpoint=earlier)
     weights, model = torch.load(tmp_path / "a.pth", weights_only=True), read_checkpoint(earlier)["model"]
     assert all(torch.equal(value, model[f"online.backbone.{key}"]) for key, value in weights.items())
-    assert "at step 12" in (tmp_path / "a.md").read_text()
+    card, log = (tmp_path / "a.md").read_text(), read_log(undisturbed)
+    assert "at step 12" in card
+    assert f"Last step of the log, 11: loss {log[11]['loss']:.4g}" in card  # of the first 12 steps, not of the last
     with pytest.raises(InputError, match=r"must end in"):
         export(undisturbed, tmp_path / "a.pkl", format="torchvision")
     with pytest.raises(InputError, match=r"no backbone\.pt, so this is no finished run"):
         export(tmp_path, tmp_path / "b.pth", format="torchvision")
+
+
+@pytest.fixture
+def copied(undisturbed: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(undisturbed, tmp_path / "copied")
+
+
+def test_a_card_shows_the_scores_of_these_very_weights_only(copied: Path, tmp_path: Path) -> None:
+    score = {"mean_iou": {"mean": 0.4321, "std": 0.01, "n": 3}}
+    identity = json.loads((copied / "run.json").read_text())["fingerprint"]
+    (copied / "eval-voc").mkdir()
+    shown = {}
+    for of in (identity, "another"):
+        results = {"backbone": {"name": "resnet18", "run_fingerprint": of}, "inits": {"run": score}}
+        (copied / "eval-voc" / "results.json").write_text(json.dumps(results))
+        for checkpoint in (None, checkpoints(copied)[0]):
+            export(copied, tmp_path / "w.pth", format="timm", checkpoint=checkpoint)
+            shown[of, checkpoint is None] = "mIoU 0.4321 ± 0.0100 over 3 seeds" in (tmp_path / "w.md").read_text()
+    assert [key for key, value in shown.items() if value] == [(identity, True)]
+
+
+def test_export_takes_nothing_from_another_run_and_overwrites_nothing_of_its_own(copied: Path, tmp_path: Path) -> None:
+    record, newest = json.loads((copied / "run.json").read_text()), checkpoints(copied)[-1]
+    for own in (copied / "backbone.pt", newest):
+        with pytest.raises(InputError, match="is the run's own; choose another OUT"):
+            export(copied, own, format="timm")
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(InputError, match="is a folder"):
+        export(copied, tmp_path / "folder.pth", format="timm")
+    newest.unlink()  # so that the newest is of another step than backbone.pt
+    with pytest.raises(InputError, match=r"step-00000012\.pt has other weights than .*backbone\.pt"):
+        export(copied, tmp_path / "w.pth", format="timm", heads=True)
+    (copied / "run.json").write_text(json.dumps({**record, "fingerprint": "another"}))
+    for checkpoint, named in ((None, "backbone.pt"), (checkpoints(copied)[0], "step-00000012.pt")):
+        with pytest.raises(InputError, match=f"{named} is not of the run that .*run.json records"):
+            export(copied, tmp_path / "w.pth", format="timm", checkpoint=checkpoint)
+    (copied / "run.json").unlink()
+    with pytest.raises(InputError, match="is not of the run that"):
+        export(copied, tmp_path / "w.pth", format="timm")
+    assert not (tmp_path / "w.pth").exists()

@@ -89,7 +89,7 @@ class ViTBackbone(VisionTransformer):
     """
 
     def __init__(self, name: str, *, image_size: int = 224) -> None:
-        width, heads = _VIT_SIZES[name]
+        width, heads = VIT_SIZES[name]
         super().__init__(image_size, 16, num_layers=12, num_heads=heads, hidden_dim=width, mlp_dim=4 * width)
         self.c4_channels = self.c5_channels = width
         del self.heads
@@ -109,7 +109,7 @@ class ViTBackbone(VisionTransformer):
         return Features(c4, self.c5_layer(c4))
 
 
-_VIT_SIZES = {"vit_s_16": (384, 6), "vit_b_16": (768, 12)}  # width, heads
+VIT_SIZES = {"vit_s_16": (384, 6), "vit_b_16": (768, 12)}  # width, heads
 Backbone = ResNetBackbone | ViTBackbone
 
 
@@ -119,7 +119,7 @@ def make_backbone(name: str, *, dilate_c5: bool = False, image_size: int = 224) 
     Raises:
         KeyError: the name is not known. InputError: `dilate_c5` of a ViT.
     """
-    if name not in _VIT_SIZES:
+    if name not in VIT_SIZES:
         return ResNetBackbone(name, dilate_c5=dilate_c5)
     if dilate_c5:
         raise InputError(f"{name} has no C5 stage to dilate; this evaluation takes ResNets")
