@@ -91,6 +91,21 @@ def test_settings_and_processes_are_passed_on(checkout: Checkout) -> None:
     assert call[3:] == ["--shards=s", "--run=r", "--nproc=2", "--set", "pretrain.seed=1", "pretrain.x=[*]"]
 
 
+def test_export_and_init_are_passed_on_as_typed(checkout: Checkout) -> None:
+    checkout.make("export", "RUN=r", "OUT=o.pth", "HEADS=")
+    (call,) = checkout.calls
+    assert call[2:] == ["export", "--run=r", "--out=o.pth"]
+    checkout.make("export", f"RUN={ODD}", f"OUT=o {ODD}", f"CHECKPOINT=c {ODD}", "FORMAT=timm", "HEADS=1")
+    (call,) = checkout.calls
+    assert call[2:] == [
+        "export", f"--run={ODD}", f"--out=o {ODD}", "--format=timm", "--heads", f"--checkpoint=c {ODD}",
+    ]  # fmt: skip
+    checkout.make("pretrain", "SHARDS=s", "RUN=r", f"INIT=i {ODD}")
+    (call,) = checkout.calls
+    assert call[2:] == ["pretrain", "--shards=s", "--run=r", f"--init=i {ODD}"]
+    assert not list(checkout.folder.rglob("pwned"))
+
+
 def test_demo_is_the_workflow_of_its_config(checkout: Checkout) -> None:
     checkout.make("demo", "SET=pretrain.seed=1")
     checkout.make("demo")
@@ -105,6 +120,7 @@ def test_demo_is_the_workflow_of_its_config(checkout: Checkout) -> None:
     ("arguments", "missing"),
     [
         (["shards"], "IMAGES"), (["shards", "IMAGES=x"], "SHARDS"), (["pretrain", "SHARDS=x"], "RUN"),
+        (["export", "OUT=x"], "RUN"), (["export", "RUN=x"], "OUT"),
         (["eval-voc", "RUN=x"], "VOC"), (["preview", "SHARDS=x"], "PNG"), (["shards", "IMAGES=", "SHARDS=x"], "IMAGES"),
     ],
 )  # fmt: skip
@@ -146,7 +162,7 @@ def test_a_failed_install_leaves_no_valid_stamp(tmp_path: Path) -> None:
 def test_without_a_goal_the_verbs_are_printed(checkout: Checkout) -> None:
     done = checkout.make()
     assert checkout.calls == []
-    for verb in ("demo", "shards", "preview", "pretrain", "eval-voc", "test", "lint", "bench"):
+    for verb in ("demo", "shards", "preview", "pretrain", "export", "eval-voc", "test", "lint", "bench"):
         assert f"make {verb}" in done.stdout
 
 

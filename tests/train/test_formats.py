@@ -11,6 +11,7 @@ import torchvision
 import yaml
 
 from pipeline.artifacts.errors import InputError
+from pipeline.cli import EXPORT_FORMATS
 from train.export import save_backbone
 from train.formats import FORMATS, load_init, names_in, to_format, write_weights
 from train.models.backbone import Backbone, build_backbone
@@ -242,6 +243,7 @@ def test_export_refuses_to_guess() -> None:
         names_in("vit_b_16", "mmseg")
     with pytest.raises(InputError, match="no format 'keras'"):
         names_in("resnet18", "keras")
+    assert EXPORT_FORMATS == FORMATS
 
 
 @pytest.mark.parametrize(("name", "format"), FITTING)
