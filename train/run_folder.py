@@ -61,7 +61,10 @@ class RunFolder:
         record = self._record()
         if record is not None and record["fingerprint"] != self.fingerprint:
             theirs = load_settings(PretrainSettings, "pretrain", self.path / CONFIG_NAME).content()
-            found = differences(self.settings.content(), theirs, "pretrain.") or ["other shards, or another --init"]
+            found = differences(self.settings.content(), theirs, "pretrain.")
+            if (record.get("init") or {}).get("sha256") != self.init_sha256:
+                found.append("another --init")
+            found = found or ["other shards"]
             raise InputError(f"{self.path} holds another run ({'; '.join(found)}); choose another RUN")
 
     def hold(self, held: ExitStack) -> str:

@@ -174,9 +174,11 @@ def test_a_run_begins_with_given_weights_and_is_another_run_for_it(
         if checkpoints(tmp_path / "run")[0].stem == "step-00000001" and "running" not in name and "num_b" not in name:
             assert torch.equal(first[f"online.backbone.{name}"], value)
             assert torch.equal(first[f"target.backbone.{name}"], value)
-    again = start(shards, tmp_path / "run", config)
-    assert "holds another run (other shards, or another --init)" in again.communicate()[1]
-    assert again.returncode == 2
+    torch.save(load_backbone(undisturbed / "backbone.pt").state_dict, tmp_path / "other.pth")
+    for other in ([], [f"--init={tmp_path / 'other.pth'}"]):
+        again = start(shards, tmp_path / "run", config, *other)
+        assert "holds another run (another --init)" in again.communicate()[1]
+        assert again.returncode == 2
 
 
 @pytest.mark.parametrize(("format", "suffix"), [("torchvision", ".pth"), ("timm", ".safetensors"), ("mmseg", ".pth")])

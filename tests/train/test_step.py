@@ -14,6 +14,7 @@ from train.data.device import Arrived, to_device
 from train.data.loader import HostBatch, host_batches
 from train.data.source import open_shards
 from train.distributed import World
+from train.models.backbone import build_backbone
 from train.optim import LARS
 from train.r2o.kmeans import seeding_uniforms
 from train.r2o.model import R2O
@@ -213,3 +214,23 @@ def test_a_compiled_step_gives_the_same_numbers(shards: Path) -> None:
     plain = other_step(shards, settings)[1]
     assert figures.loss == pytest.approx(plain.loss, rel=1e-4)
     assert figures.grad_norm == pytest.approx(plain.grad_norm, rel=1e-3)
+
+
+def test_given_weights_are_those_of_both_networks_before_the_first_step() -> None:
+    given = build_backbone("resnet18", seed=99).state_dict()
+    plain, begun = (build_model(SETTINGS, max_superpixels=25, init=init).state_dict() for init in (None, given))
+    for key, value in given.items():
+        assert torch.equal(begun[f"online.backbone.{key}"], value)
+        assert torch.equal(begun[f"target.backbone.{key}"], value)
+    heads = [key for key in plain if ".backbone." not in key]
+    assert heads
+    assert all(torch.equal(begun[key], plain[key]) for key in heads)
+
+
+def test_what_given_weights_lack_keeps_its_seeded_ones() -> None:
+    settings = SETTINGS.model_copy(update={"model": SETTINGS.model.model_copy(update={"backbone": "vit_s_16"})})
+    given = {"class_token": torch.full((1, 1, 384), 0.5)}
+    plain, begun = (build_model(settings, max_superpixels=25, init=init).state_dict() for init in (None, given))
+    changed = {key for key, value in begun.items() if not torch.equal(value, plain[key])}
+    assert changed == {"online.backbone.class_token", "target.backbone.class_token"}
+    assert torch.equal(begun["target.backbone.class_token"], given["class_token"])
