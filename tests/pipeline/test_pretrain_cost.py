@@ -75,6 +75,7 @@ def kept_bytes(module: nn.Module) -> Iterator[list[int]]:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield result
     result.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+    kept.clear()  # the graph holds the hook, the hook what it kept, and that the graph
 
 
 def test_every_backbone_has_its_row() -> None:

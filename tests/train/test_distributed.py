@@ -161,14 +161,12 @@ TORCHRUNS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADD
 def adopted(monkeypatch: pytest.MonkeyPatch, **given: str) -> dict[str, str]:
     """torchrun's variables, as `adopt_ranks` leaves them."""
     for name in (*SRUN, *TORCHRUNS):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what `adopt_ranks` sets is taken away again
+        monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     adopt_ranks()
-    found = {name: os.environ[name] for name in TORCHRUNS if name in os.environ}
-    for name in found:
-        monkeypatch.setenv(name, found[name])  # so that it is taken away again
-    return found
+    return {name: os.environ[name] for name in TORCHRUNS if name in os.environ}
 
 
 def test_sruns_variables_tell_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
