@@ -12,6 +12,7 @@ import yaml
 
 from pipeline.artifacts.errors import InputError
 from pipeline.cli import EXPORT_FORMATS
+from pipeline.cli import EXPORT_FORMATS
 from train.export import save_backbone
 from train.formats import FORMATS, load_init, names_in, to_format, write_weights
 from train.models.backbone import Backbone, build_backbone
@@ -244,6 +245,10 @@ def test_export_refuses_to_guess() -> None:
     with pytest.raises(InputError, match="no format 'keras'"):
         names_in("resnet18", "keras")
     assert EXPORT_FORMATS == FORMATS
+
+
+def test_the_command_line_offers_every_format() -> None:
+    assert EXPORT_FORMATS == FORMATS  # written twice, since the command loads no torch
 
 
 @pytest.mark.parametrize(("name", "format"), FITTING)
