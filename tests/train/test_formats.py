@@ -12,7 +12,6 @@ import yaml
 
 from pipeline.artifacts.errors import InputError
 from pipeline.cli import EXPORT_FORMATS
-from pipeline.cli import EXPORT_FORMATS
 from train.export import save_backbone
 from train.formats import FORMATS, load_init, names_in, to_format, write_weights
 from train.models.backbone import Backbone, build_backbone
