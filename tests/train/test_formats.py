@@ -246,10 +246,6 @@ def test_export_refuses_to_guess() -> None:
     assert EXPORT_FORMATS == FORMATS
 
 
-def test_the_command_line_offers_every_format() -> None:
-    assert EXPORT_FORMATS == FORMATS  # written twice, since the command loads no torch
-
-
 @pytest.mark.parametrize(("name", "format"), FITTING)
 def test_names_are_one_to_one(name: str, format: str) -> None:
     names = names_in(name, format)
