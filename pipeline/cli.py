@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline import stages
-from pipeline.artifacts.errors import InputError, exit_code_of
 from pipeline.artifacts.manifest import Manifest
-from pipeline.artifacts.settings import dump_settings
-from pipeline.artifacts.storage import is_url, local_path
 from pipeline.config import Recipe, code_version, load_recipe
+from pipeline.estimates.pretrain import check_pretrain, describe
+from pipeline.foundation.errors import InputError, exit_code_of
+from pipeline.foundation.folders import is_url, local_path
+from pipeline.foundation.settings import dump_settings
+from pipeline.graph import run_stages, verdicts
 from pipeline.launchers import local
-from pipeline.pretrain_plan import check_pretrain, describe
-from pipeline.run import run_stages, verdicts
-from train.config import plan_batches
+from train.config.pretrain import plan_batches
 
-EXPORT_FORMATS = ("torchvision", "timm", "detectron2", "mmseg")  # as in train.formats, which loads torch
+EXPORT_FORMATS = ("torchvision", "timm", "detectron2", "mmseg")  # as in train.models.formats, which loads torch
 OWN_IMAGES = """
 Your own images, a folder of JPEGs or of class folders:
   make shards   IMAGES=<folder> SHARDS=<new folder>

@@ -10,9 +10,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.artifacts.settings import Settings, load_settings
+from pipeline.foundation.settings import Settings, load_settings
 from preprocess.config import SceneSettings, ShardSettings
-from train.config import EvalVocSettings, PretrainSettings
+from train.config.pretrain import EvalVocSettings, PretrainSettings
 
 
 class WorkflowSettings(Settings):

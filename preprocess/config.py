@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.artifacts.settings import Settings
+from pipeline.foundation.settings import Settings
 
 Shape = Literal["disc", "box", "triangle", "star", "ring", "cross"]
 SHAPES: tuple[Shape, ...] = ("disc", "box", "triangle", "star", "ring", "cross")

@@ -26,17 +26,17 @@ from typing import Any
 
 import yaml
 
-from pipeline.artifacts.errors import InputError, exit_code_of
 from pipeline.artifacts.manifest import Manifest, read_quarantine
-from pipeline.artifacts.progress import Progress, format_seconds
-from pipeline.artifacts.settings import load_settings
+from pipeline.foundation.errors import InputError, exit_code_of
+from pipeline.foundation.progress import Progress, format_seconds
+from pipeline.foundation.settings import load_settings
 from preprocess.config import ShardSettings
-from preprocess.isolation import make_shard_isolated
-from preprocess.job import ShardJob
-from preprocess.plan import Plan
 from preprocess.preview import contact_sheet, write_sheet
-from preprocess.shard_task import ShardResult
-from preprocess.sources import list_images
+from preprocess.shards.job import ShardJob
+from preprocess.shards.make_one import ShardResult
+from preprocess.shards.plan import Plan
+from preprocess.shards.worker import make_shard_isolated
+from preprocess.sources.list_images import list_images
 
 EXIT_TOO_MANY_BAD = 3
 TASKS_PER_CPU = 2

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.artifacts.errors import InputError, exit_code_of
-from pipeline.artifacts.files import write_atomic
 from pipeline.artifacts.manifest import Manifest, ShardIndex, ShardStats
-from pipeline.artifacts.pictures import draw_boundaries, resize_labels, sheet
 from pipeline.artifacts.sample import IMAGE_MEMBER, SUPERPIXELS_MEMBER, decode_jpeg, decode_label_map, map_member
-from pipeline.artifacts.storage import Folder, folder_at
+from pipeline.foundation.errors import InputError, exit_code_of
+from pipeline.foundation.files import write_atomic
+from pipeline.foundation.folders import Folder, folder_at
+from pipeline.foundation.pictures import draw_boundaries, resize_labels, sheet
 
 PAIRS_PER_ROW = 3
 KEY_DIGITS = 9

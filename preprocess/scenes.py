@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from pipeline.artifacts.errors import InputError, exit_code_of
-from pipeline.artifacts.files import is_temporary, write_atomic
 from pipeline.artifacts.fingerprint import fingerprint
-from pipeline.artifacts.progress import Progress
-from pipeline.artifacts.settings import load_settings
+from pipeline.foundation.errors import InputError, exit_code_of
+from pipeline.foundation.files import is_temporary, write_atomic
+from pipeline.foundation.progress import Progress
+from pipeline.foundation.settings import load_settings
 from preprocess.config import SceneSettings
-from preprocess.scene_art import Scene, make_scene
+from preprocess.demo.scene_art import Scene, make_scene
 
 SCENES_VERSION = 1
 MARKER_NAME, MAKING = "scenes.json", ".making"

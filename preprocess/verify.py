@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from pipeline.artifacts.errors import InputError, exit_code_of
 from pipeline.artifacts.manifest import (
     MANIFEST_NAME,
     QUARANTINE_NAME,
@@ -29,7 +28,6 @@ from pipeline.artifacts.manifest import (
     ShardStats,
     read_quarantine,
 )
-from pipeline.artifacts.progress import Progress
 from pipeline.artifacts.sample import (
     IMAGE_MEMBER,
     META_MEMBER,
@@ -39,8 +37,10 @@ from pipeline.artifacts.sample import (
     decode_label_map,
     map_member,
 )
-from pipeline.artifacts.settings import dump_settings, load_settings
-from pipeline.artifacts.storage import Folder, folder_at
+from pipeline.foundation.errors import InputError, exit_code_of
+from pipeline.foundation.folders import Folder, folder_at
+from pipeline.foundation.progress import Progress
+from pipeline.foundation.settings import dump_settings, load_settings
 from preprocess import make_shards
 from preprocess.config import ShardSettings
 

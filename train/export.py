@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.artifacts.errors import InputError, exit_code_of
-from pipeline.artifacts.files import write_atomic
-from pipeline.artifacts.settings import load_settings
-from train.checkpoint import FOLDER, checkpoints, read_checkpoint
-from train.config import PretrainSettings
-from train.formats import FORMATS, check_suffix, to_format, write_weights
-from train.model_card import model_card
+from pipeline.foundation.errors import InputError, exit_code_of
+from pipeline.foundation.files import write_atomic
+from pipeline.foundation.settings import load_settings
+from train.config.pretrain import PretrainSettings
+from train.engine.checkpoint import FOLDER, checkpoints, read_checkpoint
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, image_size_of, make_backbone
-from train.run_folder import CONFIG_NAME, RECORD_NAME, read_record
+from train.models.formats import FORMATS, check_suffix, to_format, write_weights
+from train.run.folder import CONFIG_NAME, RECORD_NAME, read_record
+from train.run.model_card import model_card
 
 BACKBONE_NAME = "backbone.pt"
 FORMAT = "r2o.backbone"

@@ -18,21 +18,18 @@ from pathlib import Path
 
 import torch
 
-from pipeline.artifacts.errors import AgreedError, InputError, exit_code_of
-from pipeline.artifacts.files import write_atomic
 from pipeline.artifacts.manifest import Manifest
-from pipeline.artifacts.progress import Progress, say
-from pipeline.artifacts.settings import load_settings
-from train.build import Training, build_training, compile_backbones, unwrapped
-from train.checkpoint import Checkpoints, resume
-from train.clock import StepClock
-from train.config import BatchPlan, PretrainSettings, plan_batches
+from pipeline.foundation.errors import AgreedError, InputError, exit_code_of
+from pipeline.foundation.files import write_atomic
+from pipeline.foundation.progress import Progress, say
+from pipeline.foundation.settings import load_settings
+from train.config.pretrain import BatchPlan, PretrainSettings, plan_batches
 from train.data.device import Arrived, device_batches
 from train.data.loader import host_batches
-from train.data.skipped import SKIPPED_NAME, SkippedLog, require_few_skipped
-from train.data.source import check_shards, describe_reading, max_superpixels, open_shards
+from train.data.shards.open import check_shards, describe_reading, max_superpixels, open_shards
+from train.data.shards.skipped import SKIPPED_NAME, SkippedLog, require_few_skipped
 from train.data.stream import ShardReader, Skipped
-from train.distributed import (
+from train.distributed.world import (
     LostRankError,
     World,
     adopt_ranks,
@@ -44,15 +41,18 @@ from train.distributed import (
     texts_of_all,
     world_from_environment,
 )
+from train.engine.build import Training, build_training, compile_backbones, unwrapped
+from train.engine.checkpoint import Checkpoints, resume
+from train.engine.step import NotFiniteError, StepFigures, train_step
 from train.export import BACKBONE_NAME, save_backbone
-from train.formats import Init, load_init
-from train.metrics import memory_gb
-from train.panels import Panels, draw_curves
-from train.probe import Probe
-from train.run_folder import RunFolder
-from train.run_log import RunLog, require_loggers
-from train.step import NotFiniteError, StepFigures, train_step
-from train.stopping import StoppedError, StopRequest, exit_code_after, stop_request
+from train.models.formats import Init, load_init
+from train.run.clock import StepClock
+from train.run.folder import RunFolder
+from train.run.log import RunLog, require_loggers
+from train.run.metrics import memory_gb
+from train.run.panels import Panels, draw_curves
+from train.run.probe import Probe
+from train.run.stopping import StoppedError, StopRequest, exit_code_after, stop_request
 
 MAIN_SPEAKS_FIRST = 10.0  # seconds
 SHOWN_KEYS = 8
@@ -83,7 +83,7 @@ def check_job(
     Args:
         shards: path or URL.
         node_ranks: the ranks of this node.
-        init: weights that the backbone begins with, see `train.formats.load_init`.
+        init: weights that the backbone begins with, see `train.models.formats.load_init`.
     Raises:
         InputError: shards, run folder, settings and number of ranks do not fit together.
     """

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.artifacts.errors import InputError
-from pipeline.artifacts.storage import Folder, folder_at
+from pipeline.foundation.errors import InputError
+from pipeline.foundation.folders import Folder, folder_at
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from pipeline.artifacts.errors import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, EXIT_REQUEUE
+from pipeline.foundation.errors import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, EXIT_REQUEUE
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 TOGETHER = (0, EXIT_REQUEUE, EXIT_INTERRUPTED)  # codes with which all ranks end, each in its time

@@ -15,8 +15,8 @@ import time
 from collections.abc import Sequence
 
 from preprocess.config import ShardSettings
-from preprocess.listing import Listing, Source
-from preprocess.plan import Plan
+from preprocess.shards.plan import Plan
+from preprocess.sources.listing import Listing, Source
 
 PER_CLASS = 1281
 TASKS_AT_MOST = 2000

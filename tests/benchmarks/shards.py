@@ -27,14 +27,14 @@ from fast_slic.avx2 import SlicAvx2
 from PIL import Image
 
 from pipeline.artifacts.sample import encode_label_map
-from pipeline.artifacts.storage import folder_at
+from pipeline.foundation.folders import folder_at
 from preprocess import make_shards
 from preprocess.config import FastSlicSettings, ShardSettings
-from preprocess.isolation import ENVIRONMENT, Child, make_shard_isolated
-from preprocess.plan import Plan
-from preprocess.shard_task import make_shard
-from preprocess.sources import list_images
-from preprocess.superpixels import RESAMPLE
+from preprocess.shards.make_one import make_shard
+from preprocess.shards.plan import Plan
+from preprocess.shards.superpixels import RESAMPLE
+from preprocess.shards.worker import ENVIRONMENT, Child, make_shard_isolated
+from preprocess.sources.list_images import list_images
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "imagenet1k_sample"
 GENERATED = 100
@@ -130,7 +130,7 @@ def memory(count: int, scratch: Path) -> None:
     task = Plan(list_images(root), ShardSettings(images_per_shard=count)).task(0)
     (scratch / "shards").mkdir()
     result = make_shard_isolated(task, folder=str(scratch / "shards"), owned=False, child=child)
-    process = next(p for p in psutil.Process().children() if "preprocess.isolation" in p.cmdline())
+    process = next(p for p in psutil.Process().children() if "preprocess.shards.worker" in p.cmdline())
     status = Path(f"/proc/{process.pid}/status").read_text()
     peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
     child.close()

@@ -29,16 +29,16 @@ from torchvision.models import get_model
 from pipeline.artifacts.manifest import Manifest
 from tests.benchmarks.shards import SAMPLE, generated_images
 from tests.train.conftest import ShardSettings, write_shards
-from train.build import build_training, compile_backbones, unwrapped
-from train.config import PretrainSettings, plan_batches
+from train.config.pretrain import PretrainSettings, plan_batches
 from train.data.device import Arrived, to_device
 from train.data.loader import host_batches
-from train.data.source import open_shards
-from train.distributed import World
+from train.data.shards.open import open_shards
+from train.distributed.world import World
+from train.engine.build import build_training, compile_backbones, unwrapped
+from train.engine.step import train_step
 from train.models.backbone import build_backbone
 from train.r2o.kmeans import kmeans, seeding_uniforms
 from train.r2o.refine import pool_regions
-from train.step import train_step
 
 CONVERGED = 100  # Lloyd iterations
 CLOSE = 1.001  # of the inertia at which the loop converges

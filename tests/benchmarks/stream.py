@@ -24,16 +24,16 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.artifacts.manifest import Manifest
-from preprocess.sources import list_images
+from preprocess.sources.list_images import list_images
 from tests.benchmarks.shards import SAMPLE, generated_images
 from tests.benchmarks.stream_reference import VIEWS, reference_batch
 from tests.train.conftest import ShardSettings, write_shards
-from train.config import PretrainSettings
+from train.config.pretrain import PretrainSettings
 from train.data.augment import AugmentParams, augment_views, normalize
 from train.data.device import ahead
 from train.data.loader import HostBatch, host_batches, keep_memory
 from train.data.order import SampleOrder
-from train.data.source import open_shards
+from train.data.shards.open import open_shards
 from train.data.stream import ShardReader
 from train.data.views import random_crop_box
 

@@ -21,8 +21,8 @@ from scipy.ndimage import distance_transform_edt
 from scipy.stats import contingency
 
 from preprocess.config import FastSlicSettings, FelzenszwalbSettings, GridSettings, SkimageSettings
-from preprocess.images import read_image
-from preprocess.superpixels import AnySettings, label_maps_of
+from preprocess.shards.images import read_image
+from preprocess.shards.superpixels import AnySettings, label_maps_of
 
 BSDS = Path(__file__).parents[3] / "shared" / "data" / "BSDS500"
 TOLERANCE = 0.0075  # of the diagonal, as in BSDS's own boundary benchmark

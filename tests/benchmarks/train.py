@@ -22,13 +22,13 @@ from pathlib import Path
 import torch
 
 from pipeline.artifacts.manifest import Manifest
-from pipeline.artifacts.settings import load_settings
-from pipeline.pretrain_cost import image_flops, usual_masks
+from pipeline.estimates.cost import image_flops, usual_masks
+from pipeline.foundation.settings import load_settings
 from tests.benchmarks.shards import SAMPLE, generated_images
 from tests.benchmarks.step import PEAK
 from tests.train.conftest import ShardSettings, write_shards
-from train.config import PretrainSettings
-from train.run_log import read_log
+from train.config.pretrain import PretrainSettings
+from train.run.log import read_log
 
 IMAGENETTE = SAMPLE.parent / "imagenette" / "train"
 DEVICES = torch.cuda.device_count()

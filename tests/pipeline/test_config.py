@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts.errors import InputError
 from pipeline.config import code_version, load_recipe
+from pipeline.foundation.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

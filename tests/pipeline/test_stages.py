@@ -8,7 +8,7 @@ from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.config import load_recipe
 from pipeline.stages import fingerprint_parts, workflow
 from preprocess.config import SceneSettings, ShardSettings
-from train.config import DataSettings, EvalVocSettings, PretrainSettings, RunSettings
+from train.config.pretrain import DataSettings, EvalVocSettings, PretrainSettings, RunSettings
 
 WORK = Path("w")
 

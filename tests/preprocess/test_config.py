@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.artifacts.errors import InputError
-from pipeline.artifacts.settings import load_settings
+from pipeline.foundation.errors import InputError
+from pipeline.foundation.settings import load_settings
 from preprocess.config import FastSlicSettings, GridSettings, SceneSettings, ShardSettings
 
 

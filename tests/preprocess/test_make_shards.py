@@ -15,10 +15,10 @@ import pytest
 from pipeline.artifacts.manifest import Manifest
 from preprocess import make_shards
 from preprocess.config import ShardSettings
-from preprocess.job import ShardJob
-from preprocess.plan import Plan
-from preprocess.shard_task import make_shard
-from preprocess.sources import list_images
+from preprocess.shards.job import ShardJob
+from preprocess.shards.make_one import make_shard
+from preprocess.shards.plan import Plan
+from preprocess.sources.list_images import list_images
 
 REPOSITORY = Path(__file__).parents[2]
 PER_SHARD = 4

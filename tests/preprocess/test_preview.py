@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.artifacts.errors import InputError
-from pipeline.artifacts.pictures import BOUNDARY_COLOUR, MARGIN
+from pipeline.foundation.errors import InputError
+from pipeline.foundation.pictures import BOUNDARY_COLOUR, MARGIN
 from preprocess import preview
 from preprocess.config import ShardSettings
-from preprocess.job import ShardJob
-from preprocess.plan import Plan
-from preprocess.shard_task import make_shard
-from preprocess.sources import list_images
+from preprocess.shards.job import ShardJob
+from preprocess.shards.make_one import make_shard
+from preprocess.shards.plan import Plan
+from preprocess.sources.list_images import list_images
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from pipeline.artifacts.errors import InputError
+from pipeline.foundation.errors import InputError
 from preprocess import scenes
 from preprocess.config import SHAPES, SceneSettings
-from preprocess.scene_art import _coverage, _Object, _outline, _soft, make_scene
+from preprocess.demo.scene_art import _coverage, _Object, _outline, _soft, make_scene
 from preprocess.scenes import make_scenes, voc_mask, voc_palette
 
 SMALL = SceneSettings(pretrain_images=13, train_images=3, val_images=2, size=48)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.artifacts.files import write_atomic
 from pipeline.artifacts.manifest import MANIFEST_NAME, QUARANTINE_NAME, Manifest, MapStats, encode_quarantine
-from pipeline.artifacts.storage import folder_at
+from pipeline.foundation.files import write_atomic
+from pipeline.foundation.folders import folder_at
 from preprocess.config import ShardSettings
-from preprocess.plan import Plan
-from preprocess.shard_task import make_shard
-from preprocess.sources import list_images
+from preprocess.shards.make_one import make_shard
+from preprocess.shards.plan import Plan
+from preprocess.sources.list_images import list_images
 
 
 def write_images(folder: Path, *, count: int, seed: int = 0) -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from pipeline.artifacts.errors import exit_code_of
+from pipeline.foundation.errors import exit_code_of
 from train import pretrain
-from train.checkpoint import FOLDER, checkpoints
-from train.run_log import read_log
+from train.engine.checkpoint import FOLDER, checkpoints
+from train.run.log import read_log
 
 RANKS = 2
 PATIENCE = 240.0  # seconds for anything

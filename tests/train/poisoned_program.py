@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pipeline.artifacts.errors import exit_code_of
+from pipeline.foundation.errors import exit_code_of
 from train import pretrain
 from train.data.device import Arrived, device_batches
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from pipeline.artifacts.manifest import Manifest
-from pipeline.artifacts.settings import load_settings
-from train.build import build_model, unwrapped
-from train.config import PretrainSettings
-from train.data.source import max_superpixels, open_shards
-from train.distributed import distribute, world_from_environment
-from train.probe import Probe
+from pipeline.foundation.settings import load_settings
+from train.config.pretrain import PretrainSettings
+from train.data.shards.open import max_superpixels, open_shards
+from train.distributed.world import distribute, world_from_environment
+from train.engine.build import build_model, unwrapped
+from train.run.probe import Probe
 
 
 def main() -> None:

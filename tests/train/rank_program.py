@@ -5,15 +5,15 @@ from pathlib import Path
 
 import torch
 
-from pipeline.artifacts.settings import load_settings
-from train.config import PretrainSettings
-from train.distributed import GlobalBatchNorm, World, distribute, sum_over_ranks, world_from_environment
+from pipeline.foundation.settings import load_settings
+from train.config.pretrain import PretrainSettings
+from train.distributed.world import GlobalBatchNorm, World, distribute, sum_over_ranks, world_from_environment
 from train.models.backbone import build_backbone
 from train.models.heads import Head
 from train.pretrain import check_job, pretrain
 from train.r2o.model import R2O, Batch
 from train.r2o.refine import Refinement
-from train.stopping import StopRequest
+from train.run.stopping import StopRequest
 
 ROWS = {"uneven": (5, 3), "one": (4, 1), "none": (6, 0), "single": (1, 0), "empty": (0, 0)}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 
-from pipeline.artifacts.errors import InputError
+from pipeline.foundation.errors import InputError
 from train.export import load_backbone, load_run_backbone, save_backbone
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
 

@@ -13,13 +13,13 @@ import torch
 from pipeline.artifacts.manifest import Manifest
 from preprocess.config import ShardSettings
 from tests.train.conftest import write_images, write_shards
-from train.build import build_training
-from train.config import PretrainSettings, plan_batches
+from train.config.pretrain import PretrainSettings, plan_batches
 from train.data.device import Arrived, to_device
 from train.data.loader import host_batches
-from train.data.source import open_shards
-from train.distributed import World
-from train.step import StepFigures, train_step
+from train.data.shards.open import open_shards
+from train.distributed.world import World
+from train.engine.build import build_training
+from train.engine.step import StepFigures, train_step
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 SETTINGS = PretrainSettings.model_validate(

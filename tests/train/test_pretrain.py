@@ -16,12 +16,12 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from pipeline.artifacts.errors import InputError
-from pipeline.artifacts.files import sha256_of
+from pipeline.foundation.errors import InputError
+from pipeline.foundation.files import sha256_of
 from train import pretrain
-from train.checkpoint import checkpoints, read_checkpoint
+from train.engine.checkpoint import checkpoints, read_checkpoint
 from train.export import export, load_backbone
-from train.run_log import read_log
+from train.run.log import read_log
 
 SMALL = {
     "pretrain": {

@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
-from train.checkpoint import FOLDER, checkpoints
-from train.run_log import read_log
+from train.engine.checkpoint import FOLDER, checkpoints
+from train.run.log import read_log
 
 TESTS = Path(__file__).parent
 NOT_COMPARED = {

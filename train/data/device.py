@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from pipeline.artifacts.errors import InputError
-from train.config import PretrainSettings
+from pipeline.foundation.errors import InputError
+from train.config.pretrain import PretrainSettings
 from train.data.augment import AugmentParams, augment_views, normalize
 from train.data.loader import HostBatch
 from train.data.views import Geometry, PixelBox, resize_and_crop

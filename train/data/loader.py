@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from pipeline.artifacts.errors import InputError
-from train.config import DataSettings, PretrainSettings, batch_bytes, decoding_workers
+from pipeline.foundation.errors import InputError
+from train.config.pretrain import DataSettings, PretrainSettings, batch_bytes, decoding_workers
 from train.data.augment import AugmentParams
 from train.data.order import SampleOrder
 from train.data.stream import SampleMaker, ShardReader, Skipped, SlotStream, Taken

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from train.config import PretrainSettings
+from train.config.pretrain import PretrainSettings
 
 Places = Int[np.ndarray, " n"]
 

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.manifest import Manifest
 from pipeline.artifacts.sample import IMAGE_MEMBER, META_MEMBER, SUPERPIXELS_MEMBER, map_member
-from train.config import PretrainSettings
+from pipeline.foundation.errors import InputError
+from train.config.pretrain import PretrainSettings
 from train.data.order import SampleOrder
-from train.data.shard_files import ShardFiles
+from train.data.shards.files import ShardFiles
 from train.data.views import Sample, make_sample
 
 MAX_GAP = 64 * 1024  # bytes between members that are read along rather than sought over

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.sample import (
     IMAGE_MEMBER,
     META_MEMBER,
@@ -21,7 +20,8 @@ from pipeline.artifacts.sample import (
     decode_jpeg,
     decode_label_map,
 )
-from train.config import AugmentSettings, DataSettings
+from pipeline.foundation.errors import InputError
+from train.config.pretrain import AugmentSettings, DataSettings
 from train.data.augment import AugmentParams, augment_on_host, draw_params
 
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop, before it falls back to the centre

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 from torchvision.models.vision_transformer import VisionTransformer
 
-from pipeline.artifacts.errors import InputError
+from pipeline.foundation.errors import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1]
 

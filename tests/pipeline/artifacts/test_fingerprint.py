@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts.fingerprint import differences, fingerprint
-from pipeline.artifacts.settings import Settings
+from pipeline.foundation.settings import Settings
 
 
 class Inner(Settings):

@@ -5,7 +5,6 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.manifest import (
     IndexEntry,
     Manifest,
@@ -15,6 +14,7 @@ from pipeline.artifacts.manifest import (
     encode_quarantine,
     read_quarantine,
 )
+from pipeline.foundation.errors import InputError
 
 
 @pytest.fixture

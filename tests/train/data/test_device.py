@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.manifest import Manifest
-from train.config import PretrainSettings
+from pipeline.foundation.errors import InputError
+from train.config.pretrain import PretrainSettings
 from train.data.device import Arrived, ahead, device_batches, to_device
 from train.data.loader import host_batches
-from train.data.source import open_shards
+from train.data.shards.open import open_shards
 
 CPU = torch.device("cpu")
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.manifest import Manifest, ShardIndex
-from train.config import PretrainSettings
+from pipeline.foundation.errors import InputError
+from train.config.pretrain import PretrainSettings
 from train.data.loader import HostBatch, host_batches
 from train.data.order import SampleOrder
-from train.data.source import check_shards, describe_reading, open_shards
+from train.data.shards.open import check_shards, describe_reading, open_shards
 from train.data.stream import ShardReader
 
 SETTINGS = PretrainSettings.model_validate(

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from pipeline.artifacts.errors import InputError
 from pipeline.artifacts.sample import SampleMeta, encode_label_map
-from train.config import AugmentSettings, DataSettings
+from pipeline.foundation.errors import InputError
+from train.config.pretrain import AugmentSettings, DataSettings
 from train.data.views import (
     PixelBox,
     Sample,

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.artifacts.errors import exit_code_of
+from pipeline.foundation.errors import exit_code_of
 from train.evals import voc as command
-from train.evals.segmentation_metrics import class_iou
-from train.evals.segmentation_pictures import voc_palette
-from train.evals.segmentation_report import summary_of, table_of
-from train.evals.voc_folder import VOC_CLASSES, VocFolder
+from train.evals.segmentation.metrics import class_iou
+from train.evals.segmentation.pictures import voc_palette
+from train.evals.segmentation.report import summary_of, table_of
+from train.evals.segmentation.voc_folder import VOC_CLASSES, VocFolder
 
 OPTIONS = [
     "iterations=2",

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from train.ema import update_target
 from train.models.backbone import build_backbone
 from train.models.heads import Head
+from train.r2o.ema import update_target
 from train.r2o.kmeans import seeding_uniforms
 from train.r2o.model import R2O, Batch, Objective
 from train.r2o.refine import Refinement

@@ -1,0 +1,131 @@
+"""The same questions to a local folder and to one behind a URL (fsspec's memory file system)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from pipeline.foundation.errors import InputError
+from pipeline.foundation.folders import Folder, LocalFolder, RemoteFolder, folder_at, is_url
+
+
+@pytest.fixture(params=["local", "remote"])
+def folder(request, tmp_path):
+    if request.param == "local":
+        yield folder_at(tmp_path / "set")
+        return
+    fs = fsspec.filesystem("memory")
+    yield folder_at("memory://bucket/set")
+    fs.store.clear()
+    fs.pseudo_dirs.clear()
+
+
+def test_what_is_written_is_read(folder: Folder):
+    assert folder.names() == []
+    assert folder.sizes() == {}
+    folder.make()
+    folder.write("b", b"0123456789")
+    folder.write("a é", "né")
+    assert folder.names() == ["a é", "b"]
+    assert folder.sizes() == {"a é": 3, "b": 10}
+    assert folder.size("b") == 10
+    assert folder.read("a é") == "né".encode()
+    assert folder.read_range("b", 3, 4) == b"3456"
+    assert folder.read_range("b", 8, 4) == b"89"
+    assert folder.read_range("b", 2, 0) == b""
+    with folder.open("b") as file:
+        file.seek(7)
+        assert file.read() == b"789"
+    assert folder_at(folder.root).read("b") == b"0123456789"
+
+
+def test_a_writer_that_fails_leaves_the_former_file_and_nothing_else(folder: Folder):
+    folder.make()
+    folder.write("a", b"former")
+
+    def fail() -> None:
+        with folder.writer("a") as file:
+            file.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert folder.names() == ["a"]
+    assert folder.read("a") == b"former"
+    with folder.writer("a") as file:
+        file.write(b"whole")
+    assert (folder.names(), folder.read("a")) == (["a"], b"whole")
+
+
+def test_what_is_missing_is_file_not_found(folder: Folder):
+    folder.make()
+    for ask in (folder.read, folder.open, folder.size, lambda name: folder.read_range(name, 0, 1)):
+        with pytest.raises(FileNotFoundError):
+            ask("nothing")
+    folder.remove("nothing")
+
+
+def test_a_folder_inside_goes_with_all_that_is_in_it(folder: Folder):
+    inside = folder.below(".job")
+    folder.make()
+    inside.make()
+    inside.write("one", b"1")
+    inside.write("two", b"2")
+    folder.write("tar", b"3")
+    assert folder.names() == [".job", "tar"]
+    assert folder.sizes() == {"tar": 1}
+    assert inside.sizes() == {"one": 1, "two": 1}
+    folder.remove(".job")
+    assert folder.names() == ["tar"]
+    assert inside.names() == []
+
+
+def test_a_name_that_is_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        folder_at(tmp_path / "file").names()
+
+
+def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "a").touch()
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "kept")
+    folder_at(tmp_path / "set").remove("link")
+    assert (tmp_path / "kept" / "a").exists()
+    assert not (tmp_path / "set" / "link").is_symlink()
+
+
+def test_paths_and_urls_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [is_url(place) for place in ("s3://b/x", "gs://b", "file:///x", "/x", "x", Path("x"))] == [
+        True,
+        True,
+    ] + 4 * [False]
+    assert folder_at(f"file://{tmp_path}").root == str(tmp_path)
+    assert folder_at("x").root == str(tmp_path / "x")
+    assert isinstance(folder_at(Path("x")), LocalFolder)
+    assert isinstance(folder_at("memory://x"), RemoteFolder)
+    assert folder_at("memory://x/y/").root == "memory://x/y"
+
+
+def test_an_unknown_protocol_and_a_missing_package_say_what_to_do(monkeypatch):
+    with pytest.raises(InputError, match=r"nonsense://x: .*nonsense.*give a path or a URL that fsspec knows"):
+        folder_at("nonsense://x")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(InputError, match="gs:// needs gcsfs; install it"):
+        folder_at("gs://bucket/x")
+
+
+def test_a_store_without_credentials_is_an_os_error(monkeypatch):
+    pytest.importorskip("s3fs")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(OSError, match="NoCredentialsError"):
+        folder_at("s3://a-bucket-without-credentials/x").read("y")

@@ -1,0 +1,74 @@
+"""A lease is what keeps two drivers apart where there is no flock; the flock is in test_job and test_damage."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+
+import fsspec
+import pytest
+
+from pipeline.foundation import locks
+from pipeline.foundation.errors import InputError
+from pipeline.foundation.folders import folder_at
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    for name in ("RENEW_SECONDS", "STALE_SECONDS", "SETTLE_SECONDS"):
+        monkeypatch.setattr(locks, name, getattr(locks, name) / 50)
+    folder = folder_at("memory://locks/.job")
+    folder.make()
+    yield folder
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()
+    fs.pseudo_dirs.clear()
+
+
+def test_a_lease_that_is_renewed_keeps_others_away(bucket):
+    again = locks.held(bucket, shards="s")
+    with (
+        locks.held(bucket, shards="s"),
+        pytest.raises(InputError, match="s: another job is making these shards"),
+        again,
+    ):
+        pass
+    assert bucket.names() == []
+    with locks.held(bucket, shards="s"):
+        assert bucket.names() == ["lock"]
+
+
+def test_a_lease_of_a_killed_driver_is_taken_over(bucket, capsys):
+    bucket.write("lock", '{"token": "dead", "count": 7}\n')
+    start = time.monotonic()
+    with locks.held(bucket, shards="s"):
+        assert b"dead" not in bucket.read("lock")
+    assert time.monotonic() - start >= locks.STALE_SECONDS
+    assert "waiting" in capsys.readouterr().err
+
+
+def test_of_two_that_come_at_once_the_last_writer_holds(bucket, monkeypatch):
+    def another_writes(seconds: float) -> None:
+        bucket.write("lock", '{"token": "another", "count": 0}\n')
+
+    monkeypatch.setattr(locks, "sleep", another_writes)
+    with pytest.raises(InputError, match="another job"), locks.held(bucket, shards="s"):
+        pass
+    assert b"another" in bucket.read("lock")
+
+
+def test_a_lock_file_that_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
+    """Its holder ends and removes it between our opening and our locking; we lock the one that is there then."""
+    path, real = tmp_path / "lock", fcntl.flock
+    calls = []
+
+    def flock(file, how):
+        calls.append(path.exists())
+        if len(calls) == 1:
+            path.unlink()
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locks.held(folder_at(tmp_path), shards="s"):
+        assert path.exists()
+    assert len(calls) == 2

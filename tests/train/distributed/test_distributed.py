@@ -1,0 +1,193 @@
+"""Two gloo ranks are one big batch: batch norm with uneven rows, and a whole run."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from pipeline.artifacts.manifest import ShardIndex
+from pipeline.foundation.errors import InputError
+from train.distributed.world import adopt_ranks, node_ranks
+from train.run.log import read_log
+
+PROGRAM = Path(__file__).with_name("rank_program.py")
+ROWS = {"uneven": (5, 3), "one": (4, 1), "none": (6, 0)}
+RUN = {
+    "pretrain": {
+        "epochs": 2,
+        "global_batch_size": 16,
+        "data": {"image_size": 64, "view_size": 64, "num_workers": 0},
+        "augment": {"blur_kernel_size": 5},
+        "model": {"backbone": "resnet18", "head_hidden_size": 64, "projection_size": 16},
+        "refine": {"clustering_group_size": 8},
+        "curriculum": {"initial_num_clusters": 12, "hold_epochs": 0},
+        "optim": {"base_lr": 1.0, "warmup_epochs": 0.5},
+        "run": {"log_every_steps": 1},
+    }
+}
+
+
+@pytest.fixture(scope="module")
+def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The same run on one rank and on two."""
+    folders = {}
+    for ranks in (1, 2):
+        folders[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}")
+        config = folders[ranks] / "config.yaml"
+        config.write_text(yaml.safe_dump(RUN))
+        launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        command = [sys.executable, *launcher, str(PROGRAM), str(folders[ranks]), str(shards), str(config)]
+        subprocess.run(command, check=True, timeout=240)
+    return folders
+
+
+def as_one_batch(rows: tuple[int, int]) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(sum(rows), 4, 3, generator=generator).double().requires_grad_()
+    weights = torch.randn(sum(rows), 4, 3, generator=generator).double()
+    norm = nn.BatchNorm1d(4).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 2.0, -1.0, 0.5]))
+        norm.bias.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    out = norm(x)
+    (out * weights).sum().backward()
+    return {
+        "out": out.detach(), "grad": x.grad, "weight_grad": norm.weight.grad, "bias_grad": norm.bias.grad,
+        "running_mean": norm.running_mean, "running_var": norm.running_var,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_batch_norm_over_ranks_equals_one_over_all_rows(runs: dict[int, Path], case: str) -> None:
+    first, second = (torch.load(runs[2] / f"batch-norm-{r}.pt", weights_only=True)[case] for r in (0, 1))
+    expected = as_one_batch(ROWS[case])
+    for name in ("out", "grad"):
+        torch.testing.assert_close(
+            torch.cat([first[name], second[name]]).double(), expected[name], atol=1e-5, rtol=1e-5
+        )
+    for name in ("weight_grad", "bias_grad"):
+        torch.testing.assert_close((first[name] + second[name]).double(), expected[name], atol=1e-5, rtol=1e-5)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(first[name].double(), expected[name], atol=1e-5, rtol=1e-5)
+        assert torch.equal(first[name], second[name])
+
+
+def test_one_row_in_all_and_none_give_the_bias_and_no_nan(runs: dict[int, Path]) -> None:
+    first, second = (torch.load(runs[2] / f"batch-norm-{r}.pt", weights_only=True) for r in (0, 1))
+    for case in ("single", "empty"):
+        for result in (first[case], second[case]):
+            assert all(torch.isfinite(tensor).all() for tensor in result.values())
+    assert first["empty"]["out"].shape == (0, 4, 3)
+    spread = (first["single"]["out"] - torch.tensor([0.0, 1.0, 2.0, 3.0])[:, None]).mean(2)
+    torch.testing.assert_close(spread, torch.zeros(1, 4), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_rank_with_no_valid_mask_or_one_adds_its_due_to_the_gradient(runs: dict[int, Path], count: int) -> None:
+    alone = torch.load(runs[1] / "masks-0.pt", weights_only=True)[count]
+    first, second = (torch.load(runs[2] / f"masks-{rank}.pt", weights_only=True)[count] for rank in (0, 1))
+    assert (int(first["here"]), int(second["here"]), int(alone["here"])) == (16, count, 16 + count)
+    for name, expected in alone.items():
+        if name != "here":
+            torch.testing.assert_close(first[name], second[name], msg=name)
+            error = (first[name] - expected).norm()
+            assert error <= 1e-3 * expected.norm() + 1e-6, (name, error, expected.norm())
+
+
+def test_a_run_on_two_ranks_equals_the_run_on_one(runs: dict[int, Path]) -> None:
+    one, two = (read_log(runs[r] / "run") for r in (1, 2))
+    assert len(one) == len(two) == 8
+    for a, b in zip(one, two, strict=True):
+        assert a["num_clusters"] == b["num_clusters"]
+        # steps 0 and 1 run on the initial weights (the warm-up's first rate is 0); afterwards float32 sums in another
+        # order grow, step by step, through batch norms over few rows
+        tolerance = 2e-3 if a["step"] < 2 else 3e-2
+        for name in ("loss", "valid_fraction", "clusters_in_use", "grad_norm"):
+            assert a[name] == pytest.approx(b[name], rel=tolerance), (a["step"], name)
+    models = [torch.load(runs[r] / "run" / "backbone.pt", weights_only=True)["state_dict"] for r in (1, 2)]
+    for name, weight in models[0].items():
+        if weight.ndim > 1:
+            assert (models[1][name] - weight).norm() < 0.01 * weight.norm(), name
+
+
+def two_ranks(shards: Path, run: Path, config: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--", "train.pretrain"]
+    fixed = [f"--shards={shards}", f"--run={run}", f"--config={config}"]
+    environment = {**os.environ, "R2O_CACHE": str(run.parent / "marks"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, *fixed, *options]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def test_ranks_stay_in_step_when_one_of_them_skips_and_stop_together_at_the_limit(shards: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(shards, tmp_path / "shards"))
+    first = damaged / "r2o-000000.tar"
+    for row in (0, 2, 5):  # the panels draw sample 0
+        offset, _ = ShardIndex.read(damaged, "r2o-000000.index").entries[row].members["jpg"]
+        with first.open("r+b") as file:
+            file.seek(offset)
+            file.write(bytes(30))
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(RUN))
+    options = ("--set=pretrain.data.on_damage=skip", "--set=pretrain.data.verify=false")
+    done = two_ranks(damaged, tmp_path / "run", config, *options, "--set=pretrain.data.max_skipped_fraction=0.1")
+    assert done.returncode == 0, done.stderr
+    log = read_log(tmp_path / "run")
+    named = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert len(log) == 8
+    assert sum(line["skipped"] for line in log) == len(named)
+    assert {(line["shard"], line["sample_id"]) for line in named} <= {("r2o-000000.tar", i) for i in (0, 2, 5)}
+    assert len({(line["epoch"], line["sample_id"]) for line in named}) == len(named) >= 4
+    assert "skipped r2o-000000.tar, sample 0000000" in done.stderr
+    stopped = two_ranks(damaged, tmp_path / "other", config, *options, "--set=pretrain.data.max_skipped_fraction=0.01")
+    assert stopped.returncode != 0
+    assert "of 70 samples were skipped, more than pretrain.data.max_skipped_fraction 0.01 allows" in stopped.stderr
+
+
+SRUN = {
+    "SLURM_PROCID": "13", "SLURM_LOCALID": "5", "SLURM_NODEID": "1", "SLURM_STEP_NUM_TASKS": "28",
+    "SLURM_STEP_TASKS_PER_NODE": "8(x3),4", "SLURM_STEP_NODELIST": "gpu-[07-09,12],big", "SLURM_JOB_ID": "123456",
+    "SLURM_STEP_ID": "2",
+}  # fmt: skip
+TORCHRUNS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def adopted(monkeypatch: pytest.MonkeyPatch, **given: str) -> dict[str, str]:
+    """torchrun's variables, as `adopt_ranks` leaves them."""
+    for name in (*SRUN, *TORCHRUNS):
+        monkeypatch.setenv(name, "")  # so that what `adopt_ranks` sets is taken away again
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    adopt_ranks()
+    return {name: os.environ[name] for name in TORCHRUNS if name in os.environ}
+
+
+def test_sruns_variables_tell_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = adopted(monkeypatch, **SRUN)
+    assert found == {
+        "RANK": "13", "WORLD_SIZE": "28", "LOCAL_RANK": "5", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "gpu-07",
+        "MASTER_PORT": str(20_000 + (123456 + 2 * 97) % 10_000),
+    }  # fmt: skip
+    assert node_ranks() == range(8, 16)
+    assert adopted(monkeypatch, **{**SRUN, "SLURM_NODEID": "3"})["LOCAL_WORLD_SIZE"] == "4"
+    assert adopted(monkeypatch, **{**SRUN, "SLURM_STEP_NODELIST": "r[1-2]n[03,04],x"})["MASTER_ADDR"] == "r1n03"
+    assert adopted(monkeypatch, **SRUN, MASTER_ADDR="10.0.0.1")["MASTER_ADDR"] == "10.0.0.1"
+
+
+def test_torchruns_variables_win_and_a_batch_script_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert adopted(monkeypatch, **SRUN, RANK="3", WORLD_SIZE="4") == {"RANK": "3", "WORLD_SIZE": "4"}
+    assert adopted(monkeypatch, SLURM_PROCID="0", SLURM_NTASKS="28", SLURM_JOB_ID="1") == {}
+    assert adopted(monkeypatch, **{**SRUN, "SLURM_STEP_NUM_TASKS": "1"}) == {}
+
+
+def test_half_an_environment_of_srun_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    without = {name: value for name, value in SRUN.items() if name != "SLURM_STEP_NODELIST"}
+    with pytest.raises(InputError, match="SLURM_STEP_NODELIST"):
+        adopted(monkeypatch, **without)

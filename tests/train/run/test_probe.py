@@ -1,0 +1,292 @@
+"""What the probe tells, against scikit-learn and NumPy; that it leaves no trace, and says the same on two ranks."""
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
+from torch.nn import functional as F
+from torchvision.transforms.functional import normalize, to_tensor
+
+from pipeline.artifacts.manifest import Manifest
+from pipeline.foundation.errors import InputError
+from preprocess.config import SceneSettings
+from preprocess.scenes import make_scenes
+from train.config.pretrain import PretrainSettings
+from train.data.shards.open import open_shards
+from train.data.stream import ShardReader
+from train.distributed.world import World
+from train.engine.build import build_model
+from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD
+from train.r2o.kmeans import seeding_uniforms
+from train.r2o.model import R2O
+from train.run.probe import Probe, best_overlaps, knn_top1
+
+PROGRAM = Path(__file__).with_name("probe_program.py")
+ALONE = World(0, 1, torch.device("cpu"))
+SETTINGS = {
+    "epochs": 4,
+    "global_batch_size": 16,
+    "data": {"image_size": 64, "view_size": 64, "num_workers": 0},
+    "model": {"backbone": "resnet18", "head_hidden_size": 8, "projection_size": 4},
+    "refine": {"clustering_group_size": 8},
+    "curriculum": {"initial_num_clusters": 6, "hold_epochs": 1},
+}
+
+
+def settings_of(**run: Any) -> PretrainSettings:
+    return PretrainSettings.model_validate({**SETTINGS, "run": run})
+
+
+def probe_of(shards: Path, settings: PretrainSettings, **changed: Any) -> Probe:
+    manifest = Manifest.read(shards)
+    reader = open_shards(str(shards), manifest, settings.data)
+    reader.manifest = manifest.model_copy(update=changed)
+    return Probe(reader, settings, ALONE)
+
+
+def model_of(settings: PretrainSettings) -> R2O:
+    """A model whose running statistics have been somewhere."""
+    model = build_model(settings, max_superpixels=25).train()
+    model.online["backbone"](torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+    return model
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """21 scenes with exact masks and void outlines."""
+    out = tmp_path_factory.mktemp("scenes") / "made"
+    make_scenes(out, SceneSettings(pretrain_images=1, train_images=1, val_images=21, size=64))
+    return out / "VOCdevkit"
+
+
+def unit_rows(count: int, width: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def sklearn_top1(bank: np.ndarray, classes: np.ndarray, queries: np.ndarray, truth: np.ndarray) -> float:
+    def weights(distance: np.ndarray) -> np.ndarray:
+        return np.exp((1 - distance) / 0.07)
+
+    oracle = KNeighborsClassifier(min(20, len(bank)), metric="cosine", algorithm="brute", weights=weights)
+    return oracle.fit(bank, classes).score(queries, truth)
+
+
+@pytest.mark.parametrize(("bank", "width"), [(300, 5), (12, 3), (1000, 16)])
+def test_neighbours_vote_as_scikit_learn_s(bank: int, width: int) -> None:
+    rows, queries = unit_rows(bank, width, 0), unit_rows(150, width, 1)
+    classes, truth = (rows[:, :3].argmax(1), queries[:, :3].argmax(1))
+    expected = sklearn_top1(rows.numpy(), classes.numpy(), queries.numpy(), truth.numpy())
+    assert knn_top1(rows, classes, queries, truth) == pytest.approx(expected)
+    assert 1 / 3 < expected < 1
+
+
+def test_near_votes_outweigh_many_far_ones() -> None:
+    bank = torch.tensor([[1.0, 0.0], *[[0.6, 0.8]] * 19])
+    classes = torch.tensor([1, *[0] * 19])
+    queries = torch.tensor([[1.0, 0.0], [0.8, 0.6]])
+    # exp(1/0.07) against 19·exp(0.6/0.07); exp(0.8/0.07) against 19·exp(0.96/0.07)
+    assert knn_top1(bank, classes, queries, torch.tensor([1, 0])) == 1
+    assert knn_top1(bank, classes, queries, torch.tensor([0, 0])) == 0.5
+    assert knn_top1(bank[1:], classes[1:], queries, torch.tensor([1, 0])) == 0.5  # nobody knows class 1
+
+
+def test_shuffled_classes_give_chance() -> None:
+    classes = torch.arange(2000) % 4
+    rows = F.normalize(F.one_hot(classes, 4) + 0.1 * unit_rows(2000, 4, 0), dim=1)
+    assert knn_top1(rows[:1000], classes[:1000], rows[1000:], classes[1000:]) == 1
+    shuffled = classes[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
+    assert knn_top1(rows[:1000], shuffled[:1000], rows[1000:], shuffled[1000:]) == pytest.approx(0.25, abs=0.05)
+
+
+def overlaps_by_hand(masks: np.ndarray, labels: np.ndarray) -> list[float]:
+    """Of each object in turn, by a loop over all masks."""
+    counted, overlaps = labels != 255, []
+    for label in sorted(set(labels[counted].tolist()) - {0}):
+        thing = labels == label
+        found = [counted & (masks == mask) for mask in np.unique(masks)]
+        overlaps.append(max((thing & mask).sum() / (thing | mask).sum() for mask in found))
+    return overlaps
+
+
+def test_overlaps_of_drawn_masks() -> None:
+    labels = np.zeros((4, 6), np.uint8)
+    labels[1:3, 1:5] = 7  # 8 pixels
+    refined = np.array([[0, 1, 0]]).repeat(2, 0)  # mask 1 is the 4 × 2 pixels in the middle
+    assert best_overlaps(refined, labels).tolist() == [4 / 12]
+    labels[0] = labels[3] = 255
+    assert best_overlaps(refined, labels).tolist() == [4 / 8]
+
+
+def test_perfect_masks_overlap_wholly_and_one_mask_by_the_share_of_area() -> None:
+    labels = np.random.default_rng(0).integers(0, 4, (9, 7)).astype(np.uint8)
+    assert best_overlaps(labels.astype(int), labels).tolist() == [1, 1, 1]
+    whole = best_overlaps(np.zeros((3, 3), int), labels)
+    np.testing.assert_allclose(whole, [(labels == label).mean() for label in (1, 2, 3)])
+    assert best_overlaps(np.zeros((3, 3), int), np.zeros((9, 7), np.uint8)).shape == (0,)
+    assert best_overlaps(np.zeros((3, 3), int), np.full((9, 7), 255, np.uint8)).shape == (0,)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_overlaps_equal_a_loop_over_masks_and_objects(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    refined = rng.integers(0, 5, (3, 4))
+    labels = rng.choice(np.array([0, 1, 2, 20, 254, 255], np.uint8), (12, 20))
+    expected = overlaps_by_hand(refined.repeat(4, 0).repeat(5, 1), labels)
+    np.testing.assert_allclose(best_overlaps(refined, labels), expected)
+
+
+def features_by_hand(shards: Path, model: R2O, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Classes and mean C5 of samples, with Pillow's resize and a copy of the network."""
+    backbone = copy.deepcopy(model.online["backbone"]).eval()
+    unverified = settings_of().data.model_copy(update={"verify": False})
+    reader = open_shards(str(shards), Manifest.read(shards), unverified)
+    raws = [reader.read(i) for i in ids]
+    classes = np.array([json.loads(raw.members["json"])["class_name"] for raw in raws])
+    rows = []
+    for raw in raws:
+        (path := shards.parent / "one.jpg").write_bytes(raw.members["jpg"])
+        pixels = to_tensor(Image.open(path).convert("RGB").resize((64, 64), Image.Resampling.BICUBIC))
+        with torch.no_grad():
+            rows.append(backbone(normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)[None]).c5.mean((2, 3))[0].numpy())
+    return classes, np.stack(rows)
+
+
+def test_the_figure_is_of_the_shards_images(shards: Path) -> None:
+    settings = settings_of()
+    model = model_of(settings)
+    classes, rows = features_by_hand(shards, model, list(range(70)))
+    is_query = np.arange(70) % 5 == 0
+    expected = sklearn_top1(rows[~is_query], classes[~is_query], rows[is_query], classes[is_query])
+    assert probe_of(shards, settings).figures(model, epoch=0) == {"knn_top1": pytest.approx(expected)}
+
+
+def test_images_are_spread_over_the_shards(shards: Path) -> None:
+    settings = settings_of(probe_images=10)
+    model = model_of(settings)
+    classes, rows = features_by_hand(shards, model, list(range(0, 70, 7)))
+    is_query = np.arange(10) % 5 == 0
+    expected = sklearn_top1(rows[~is_query], classes[~is_query], rows[is_query], classes[is_query])
+    assert probe_of(shards, settings).figures(model, epoch=0) == {"knn_top1": pytest.approx(expected)}
+
+
+def test_few_of_many_shards_are_read(shards: Path) -> None:
+    settings, asked = settings_of(probe_images=500), []
+    manifest = Manifest.read(shards)
+    files = open_shards(str(shards), manifest, settings.data).files
+    small = ShardReader(files, manifest)
+    large = ShardReader(files, manifest.model_copy(update={"shards": manifest.shards * 40, "stored": 2800}))
+    large.read = lambda sample_id: asked.append(sample_id) or small.read(sample_id % 70)
+    Probe(large, settings, ALONE)
+    of_shard = Counter(large.place_of(sample_id)[0] for sample_id in asked)
+    assert len(asked) == len(set(asked)) > 400
+    assert len(of_shard) == 32
+    assert max(np.diff(sorted(of_shard))) <= 7
+
+
+def test_the_figure_is_of_refinement_as_in_training(shards: Path, voc: Path) -> None:
+    settings = settings_of(probe_masks=voc)
+    model = model_of(settings)
+    figures = probe_of(shards, settings).figures(model, epoch=1)
+    names = [f"val_{place * 21 // 16:06d}" for place in range(16)]
+    folder, overlaps = voc / "VOC2012", []
+    for group in (0, 1):
+        chosen = names[8 * group : 8 * group + 8]
+        images = [to_tensor(Image.open(folder / "JPEGImages" / f"{name}.jpg")) for name in chosen]
+        place = torch.arange(64) * 5 // 64
+        regions = (place[:, None] * 5 + place).int().expand(8, 64, 64)
+        uniforms = seeding_uniforms(settings.num_clusters(1), seed=0, step=0, first_group=group, num_groups=1)
+        refined = model.refine(
+            torch.stack([normalize(i, IMAGENET_MEAN, IMAGENET_STD) for i in images]), regions, uniforms
+        ).numpy()
+        for name, masks in zip(chosen, refined, strict=True):
+            labels = np.asarray(Image.open(folder / "SegmentationClass" / f"{name}.png"))
+            overlaps += overlaps_by_hand(masks.repeat(16, 0).repeat(16, 1), labels)
+    assert figures["abo"] == pytest.approx(np.mean(overlaps))
+    assert 0.1 < figures["abo"] < 0.9
+
+
+def test_a_probe_leaves_everything_as_it_was(shards: Path, voc: Path) -> None:
+    settings = settings_of(probe_masks=voc)
+    model = model_of(settings)
+    model.online["backbone"].layer2.eval()  # not all parts need to be in one mode
+    probe = probe_of(shards, settings)
+
+    def state() -> list[Any]:
+        # not Python's own, which beartype draws from at every check
+        generators = [torch.get_rng_state().tolist(), repr(np.random.get_state())]  # noqa: NPY002
+        modes = [(name, m.training, getattr(m, "track_running_stats", None)) for name, m in model.named_modules()]
+        return [generators, modes, [(p.requires_grad, p.grad) for p in model.parameters()]]
+
+    before, tensors = state(), {name: value.clone() for name, value in model.state_dict().items()}
+    assert set(probe.figures(model, epoch=1)) == {"knn_top1", "abo"}
+    assert state() == before
+    assert all(torch.equal(value, tensors[name]) for name, value in model.state_dict().items())
+    assert probe.figures(model, epoch=1) == probe.figures(model, epoch=1)
+
+
+@pytest.mark.parametrize(
+    ("classes", "probe_images"), [((), 1000), (("class0",), 1000), (("class0", "other"), 1000), (None, 1), (None, 2)]
+)
+def test_without_two_classes_or_enough_images_there_is_no_figure(
+    shards: Path, classes: tuple[str, ...] | None, probe_images: int
+) -> None:
+    settings = settings_of(probe_images=probe_images)
+    changed = {} if classes is None else {"classes": classes}
+    figures = probe_of(shards, settings, **changed).figures(model_of(settings), epoch=0)
+    assert figures == {} or (probe_images == 2 and classes is None)
+
+
+def test_masks_that_come_from_no_clustering_are_not_compared(shards: Path, voc: Path) -> None:
+    settings = PretrainSettings.model_validate(
+        {**SETTINGS, "refine": {"clustering_group_size": 8, "clustering": "none"}, "run": {"probe_masks": voc}}
+    )
+    assert set(probe_of(shards, settings).figures(model_of(settings), epoch=0)) == {"knn_top1"}
+
+
+def test_folders_that_will_not_do_are_named(shards: Path, voc: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        probe_of(shards, settings_of(probe_masks=tmp_path / "none"))
+    few = PretrainSettings.model_validate(
+        {**SETTINGS, "global_batch_size": 32, "refine": {}, "run": {"probe_masks": voc}}
+    )
+    with pytest.raises(InputError, match="lists 21 images as val, less than one clustering group of 32"):
+        probe_of(shards, few)
+
+
+def test_a_damaged_image_is_left_out_or_refused_as_the_run_says(shards: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(shards, tmp_path / "shards"))
+    tar = damaged / "r2o-000000.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"\xff\xd8", b"\0\0", 1))  # where the first JPEG begins
+    skip = {**SETTINGS["data"], "verify": False, "on_damage": "skip"}
+    settings = PretrainSettings.model_validate({**SETTINGS, "data": skip})
+    model = model_of(settings)
+    classes, rows = features_by_hand(damaged, model, list(range(1, 70)))
+    is_query = np.arange(1, 70) % 5 == 0
+    expected = sklearn_top1(rows[~is_query], classes[~is_query], rows[is_query], classes[is_query])
+    assert probe_of(damaged, settings).figures(model, epoch=0) == {"knn_top1": pytest.approx(expected)}
+    with pytest.raises(InputError, match="sample 000000000 is damaged"):
+        probe_of(damaged, PretrainSettings.model_validate({**SETTINGS, "data": {**skip, "on_damage": "fail"}}))
+
+
+def test_two_ranks_tell_what_one_does(shards: Path, voc: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"pretrain": {**SETTINGS, "run": {"probe_masks": str(voc), "probe_images": 69}}}))
+    for ranks in (1, 2):
+        launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        command = [sys.executable, *launcher, str(PROGRAM), str(tmp_path), str(shards), str(config)]
+        subprocess.run(command, check=True, timeout=240)
+    alone, *both = (json.loads((tmp_path / f"figures-{n}.json").read_text()) for n in ("1-0", "2-0", "2-1"))
+    assert both[0] == both[1]
+    assert both[0]["knn_top1"] == alone["knn_top1"]
+    assert both[0]["abo"] == pytest.approx(alone["abo"], abs=0.01)  # a cell on the edge of two clusters may change over

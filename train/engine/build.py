@@ -1,0 +1,134 @@
+"""From settings to what a step works on: networks, optimiser, loss scaler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+from train.config.pretrain import BatchPlan, PretrainSettings
+from train.distributed.world import World, gather_rows
+from train.engine.lars import LARS
+from train.models.backbone import build_backbone
+from train.models.heads import Head
+from train.r2o.model import R2O, Objective
+from train.r2o.refine import Refinement
+
+NOT_ADAPTED = ("class_token", "pos_embedding")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a step works on. `model` is an R2O, in DistributedDataParallel where there are several ranks."""
+
+    model: nn.Module
+    optimizer: LARS
+    settings: PretrainSettings
+    plan: BatchPlan
+    world: World
+    scaler: GradScaler | None = None
+
+
+def build_training(
+    settings: PretrainSettings,
+    plan: BatchPlan,
+    world: World,
+    *,
+    max_superpixels: int,
+    init: Mapping[str, Tensor] | None = None,
+) -> Training:
+    """A run at its beginning, on this rank alone; `distribute` its model once its state is the ranks' common one."""
+    _set_tf32(settings.run.precision == "tf32")
+    r2o = build_model(settings, max_superpixels=max_superpixels, init=init).to(world.device).train()
+    if settings.run.channels_last:
+        r2o = r2o.to(memory_format=torch.channels_last)
+    r2o.gather = gather_rows(world)
+    scaler = GradScaler(world.device.type) if settings.run.precision == "fp16" else None
+    return Training(r2o, build_optimizer(r2o, settings), settings, plan, world, scaler)
+
+
+def compile_backbones(model: R2O) -> None:
+    """torch.compile both backbones in place; parameters and their names stay."""
+    for network in (model.online, model.target):
+        backbone = network["backbone"]
+        backbone.compile()
+        backbone.forward_c4 = torch.compile(backbone.forward_c4)  # type: ignore[arg-type, assignment]
+
+
+def _set_tf32(allowed: bool) -> None:
+    """Round float32 products on CUDA devices to TF32, or do not."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def build_model(settings: PretrainSettings, *, max_superpixels: int, init: Mapping[str, Tensor] | None = None) -> R2O:
+    """The networks of a run, with random weights that depend on `settings.seed` alone.
+
+    Args:
+        init: weights of the backbone, online and target, in place of random ones; some of them or all.
+    """
+    model = settings.model
+    backbone = build_backbone(model.backbone, seed=settings.seed, image_size=settings.data.image_size)
+    if init is not None:
+        backbone.load_state_dict({**backbone.state_dict(), **init})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed + 1)
+        hidden, size = model.head_hidden_size, model.projection_size
+        bias, contrast = model.head_output_bias, settings.objective.loss == "nt_xent"
+        projector = Head(backbone.c5_channels, hidden_size=hidden, out_size=size, output_bias=bias)
+        predictor = None if contrast else Head(size, hidden_size=hidden, out_size=size, output_bias=bias)
+    refine, objective = settings.refine, settings.objective
+    return R2O(
+        backbone,
+        projector,
+        predictor,
+        refinement=Refinement(
+            max_superpixels=max_superpixels,
+            group_size=refine.clustering_group_size,
+            clustering=refine.clustering,
+            regions=refine.regions,
+            grid=refine.grid,
+            iterations=refine.kmeans_iterations,
+            normalize=refine.normalize_features,
+            assign=refine.assign,
+        ),
+        objective=Objective(
+            loss=objective.loss,
+            view_masks=objective.view_masks,
+            rows=objective.rows,
+            min_pool_area=objective.min_pool_area,
+            concatenate=model.concatenate_views,
+            aligned=objective.roi_aligned,
+            masks_per_view=objective.masks_per_view,
+            temperature=objective.temperature,
+        ),
+    )
+
+
+def build_optimizer(model: R2O, settings: PretrainSettings) -> LARS:
+    """LARS over what is learned; tokens and position embeddings of a ViT are neither adapted nor decayed."""
+    optim = settings.optim
+    learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    plain = [p for name, p in learned if name.endswith(NOT_ADAPTED)]
+    groups: list[dict[str, Any]] = [{"params": [p for name, p in learned if not name.endswith(NOT_ADAPTED)]}]
+    if plain:
+        groups.append({"params": plain, "adapt": False})
+    return LARS(
+        groups,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+        trust_coefficient=optim.trust_coefficient,
+        form=optim.lars,
+    )
+
+
+def unwrapped(model: nn.Module) -> R2O:
+    """The R2O module inside DDP, or itself."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    assert isinstance(inner, R2O)
+    return inner

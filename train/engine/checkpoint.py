@@ -1,0 +1,204 @@
+"""Checkpoints: whole or absent, plain tensors and numbers, never code.
+
+A run of any number of ranks has one: all that differs between ranks is a function of (seed, step, place in the batch),
+also what torch's global generators give (`train.engine.step.seed_generators`), so that `step` is the position of the
+stream, of the schedules and of every generator.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.foundation.errors import InputError
+from pipeline.foundation.files import atomic_writer, is_temporary
+from train.distributed.world import copy_from_main, from_main
+from train.engine.build import Training, unwrapped
+
+FOLDER = "checkpoints"
+FORMAT_VERSION = 1
+MILESTONE = "-milestone"
+
+
+class Checkpoints:
+    """The checkpoints of a run: `checkpoints/step-00000312.pt`, steps done; `…-milestone.pt` are never removed.
+
+    Saving copies the state to memory, and a thread writes it while training goes on.
+
+    Args:
+        keep: how many that are no milestones stay.
+    Attributes:
+        saved_at: when the newest was taken, by time.monotonic. newest_step: its step.
+        saves, seconds_writing: how many were written by this process, and how long that took beside the steps.
+    """
+
+    def __init__(self, run: Path, *, fingerprint: str, keep: int) -> None:
+        self.folder, self._fingerprint, self._keep = run / FOLDER, fingerprint, keep
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: concurrent.futures.Future[None] | None = None
+        self.saved_at = time.monotonic()
+        self.newest_step: int | None = None
+        self.saves, self.seconds_writing = 0, 0.0
+
+    def save(self, training: Training, *, step: int, milestone: bool = False) -> None:
+        """Take the state after `step` steps, and have it written; not where the one before could not be."""
+        if self._writing is not None:
+            concurrent.futures.wait([self._writing])
+        if self.failed():
+            return
+        state = {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": self._fingerprint,
+            "step": step,
+            "seed": training.settings.seed,
+            "model": unwrapped(training.model).state_dict(),
+            "optimizer": training.optimizer.state_dict(),
+            "scaler": None if training.scaler is None else training.scaler.state_dict(),
+        }
+        path = self.folder / f"step-{step:08d}{MILESTONE if milestone else ''}.pt"
+        self._writing = self._writer.submit(self._write, path, _copied(state))
+        self.saved_at, self.newest_step = time.monotonic(), step
+
+    def failed(self) -> bool:
+        """Whether the last one could not be written; `wait` tells why."""
+        writing = self._writing
+        return writing is not None and writing.done() and writing.exception() is not None
+
+    def wait(self) -> None:
+        """Return once what was saved is on disk. Raises InputError where it could not be written."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            writing.result()
+        except Exception as error:
+            cause = _of_the_disk(error)
+            if cause is None:
+                raise
+            whole = checkpoints(self.folder.parent)
+            rest = f"{whole[-1]} is whole" if whole else "there is none yet"
+            raise InputError(
+                f"a checkpoint cannot be written to {self.folder}: {cause.strerror}; {rest}; make room and start the "
+                "same command again"
+            ) from error
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        began = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_writer(path) as file:
+            torch.save(state, file)
+        rolling = [old for old in checkpoints(self.folder.parent) if not old.stem.endswith(MILESTONE)]
+        for old in rolling[: -self._keep]:
+            old.unlink()
+        self.saves, self.seconds_writing = self.saves + 1, self.seconds_writing + time.monotonic() - began
+
+
+def _of_the_disk(error: BaseException | None) -> OSError | None:
+    """The OSError that an error comes from; torch.save raises one of its own over it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted((run / FOLDER).glob("step-*.pt"))
+
+
+def resume(run: Path, training: Training, *, fingerprint: str) -> int:
+    """Load the newest whole checkpoint into every rank's `training`, whose model is not distributed yet.
+
+    The main rank reads it and gives it to the others. A damaged one is set aside as `damaged-step-….pt`, loudly.
+
+    Returns:
+        the number of steps done, 0 where there is no checkpoint.
+    Raises:
+        InputError: all are damaged, or it is of a run with other settings; on every rank.
+    """
+    state = json.loads(from_main(lambda: _restore(run, training, fingerprint), training.world))
+    if state["step"]:
+        copy_from_main(_tensors(training), training.world)
+    if training.scaler is not None and state["scaler"] is not None:
+        training.scaler.load_state_dict(state["scaler"])
+    return state["step"]
+
+
+def _tensors(training: Training) -> list[Tensor]:
+    """All tensors that steps change."""
+    learned = [p for group in training.optimizer.param_groups for p in group["params"]]
+    momenta = [training.optimizer.momentum_buffer(p) for p in learned]
+    return [*unwrapped(training.model).state_dict().values(), *momenta]
+
+
+def _restore(run: Path, training: Training, fingerprint: str) -> str:
+    """Load the newest whole checkpoint here; gives what of it is no tensor, as JSON."""
+    for leftover in (run / FOLDER).glob(".*"):
+        if is_temporary(leftover):
+            leftover.unlink()
+    found = checkpoints(run)
+    for path in reversed(found):
+        state = _whole(path)
+        if state is not None:
+            if state["fingerprint"] != fingerprint:
+                raise InputError(f"{path} belongs to a run with other settings; choose another RUN")
+            unwrapped(training.model).load_state_dict(state["model"])
+            training.optimizer.load_state_dict(state["optimizer"])
+            return json.dumps({"step": state["step"], "scaler": state["scaler"]})
+    if found:
+        raise InputError(f"all {len(found)} checkpoints in {run / FOLDER} were damaged; choose another RUN")
+    return json.dumps({"step": 0, "scaler": None})
+
+
+def _whole(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint holds; None where it is damaged, after setting it aside."""
+    try:
+        return read_checkpoint(path)
+    except DamagedError as error:
+        aside = path.with_name(f"damaged-{path.name}")
+        path.rename(aside)
+        print(f"pretrain: WARNING: {error}; it is {aside.name} now, going on from the one before", file=sys.stderr)
+        return None
+
+
+class DamagedError(InputError):
+    """A checkpoint is not what was once written."""
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, on the CPU. No code in it is run.
+
+    Raises:
+        DamagedError: it is cut short, a checksum does not fit, or it is no checkpoint of this format.
+        InputError: it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise DamagedError(f"checkpoint {path} is damaged (checksum of {damaged})")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, InputError) as error:
+        raise error if isinstance(error, InputError) else InputError(f"{path}: {error.strerror}") from None
+    except Exception as error:  # zipfile and torch raise many kinds for a damaged file
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
+        raise DamagedError(f"checkpoint {path} is damaged ({why})") from error
+    if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
+        raise DamagedError(f"checkpoint {path} is damaged, or of another format than {FORMAT_VERSION}")
+    return state
+
+
+def _copied(value: Any) -> Any:
+    """The same nested dicts and lists with copies of all tensors, on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(one) for key, one in value.items()}
+    return [_copied(one) for one in value] if isinstance(value, list) else value

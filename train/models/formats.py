@@ -1,0 +1,209 @@
+"""A backbone's weights under the names that other libraries give them, to and from files. Nothing is guessed.
+
+Our own names are torchvision's, without the classifier.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pipeline.foundation.errors import InputError
+from pipeline.foundation.files import write_atomic
+from train.models.backbone import image_size_of, make_backbone
+
+FORMATS = ("torchvision", "timm", "detectron2", "mmseg")
+SUFFIXES = (".pth", ".pt", ".safetensors")
+OWN_LAYERS = ("c4_layer.", "c5_layer.")  # of R2O's ViT, in no library's
+CLASSIFIERS = {("resnet", "torchvision"): "fc", ("vit", "torchvision"): "heads.head", ("vit", "timm"): "head"}
+COUNTER = ".num_batches_tracked"
+WRAPPERS = {  # what mmengine, our own backbone.pt and detectron2 keep a state dict under, and beside it
+    "state_dict": {"meta", "format", "format_version", "backbone", "mean", "std", "fingerprint"},
+    "model": {"__author__", "matching_heuristics"},
+}
+_TIMM_VIT = {
+    "ln_1.": "norm1.", "self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj.": "attn.proj.",
+    "ln_2.": "norm2.", "mlp.0.": "mlp.fc1.", "mlp.3.": "mlp.fc2.",
+}  # fmt: skip
+
+
+def names_in(name: str, format: str, *, image_size: int = 224) -> dict[str, str]:
+    """Our key → the library's, for every weight of backbone `name` that the library's model has.
+
+    detectron2 has no counters of batches, and of a ViT torchvision and timm lack the layers that R2O adds (A.5).
+
+    Raises:
+        InputError: the library has no such backbone, or there is no such format.
+    """
+    names = _names_with_counters(name, format, image_size)
+    return {key: theirs for key, theirs in names.items() if format != "detectron2" or not key.endswith(COUNTER)}
+
+
+def _names_with_counters(name: str, format: str, image_size: int) -> dict[str, str]:
+    rename = _renaming(name, format)
+    return {key: rename(key) for key in _expected(name, image_size) if not key.startswith(OWN_LAYERS)}
+
+
+def _renaming(name: str, format: str) -> Callable[[str], str]:
+    if format not in FORMATS:
+        raise InputError(f"no format {format!r}; there are {', '.join(FORMATS)}")
+    if not name.startswith("vit"):
+        return _detectron2_name if format == "detectron2" else str  # the others name ResNets as torchvision does
+    if format in ("torchvision", "timm"):
+        return _timm_vit_name if format == "timm" else str
+    raise InputError(f"{format} has no {name} of this kind; export it as torchvision or timm")
+
+
+def _detectron2_name(key: str) -> str:
+    """`layer1.0.bn1.bias` → `res2.0.conv1.norm.bias`, `conv1.weight` → `stem.conv1.weight`."""
+    layer = re.fullmatch(r"layer(\d)\.(\d+)\.(.+)", key)
+    block = f"res{int(layer[1]) + 1}.{layer[2]}." if layer else "stem."
+    rest = layer[3] if layer else key
+    rest = rest.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+    return block + re.sub(r"^bn(\d)\.", r"conv\1.norm.", rest)
+
+
+def _timm_vit_name(key: str) -> str:
+    block = re.fullmatch(r"encoder\.layers\.encoder_layer_(\d+)\.(.+)", key)
+    if block is None:
+        fixed = {"class_token": "cls_token", "encoder.pos_embedding": "pos_embed"}
+        return fixed.get(key, key.replace("conv_proj.", "patch_embed.proj.").replace("encoder.ln.", "norm."))
+    (ours, theirs) = next(pair for pair in _TIMM_VIT.items() if block[2].startswith(pair[0]))
+    return f"blocks.{block[1]}.{theirs}{block[2].removeprefix(ours)}"
+
+
+def _expected(name: str, image_size: int) -> dict[str, Tensor]:
+    """Our keys of a backbone, with tensors that have shape and dtype only."""
+    with torch.device("meta"):
+        return make_backbone(name, image_size=image_size).state_dict()
+
+
+def to_format(weights: Mapping[str, Tensor], name: str, format: str) -> dict[str, Tensor]:
+    """Weights of a `make_backbone(name)` under a library's names. Raises InputError where a key does not fit."""
+    names = names_in(name, format, image_size=image_size_of(weights))
+    left = [k for k in weights if k not in names and not k.startswith(OWN_LAYERS)]
+    unknown = [key for key in left if not (format == "detectron2" and key.endswith(COUNTER))]
+    missing = [key for key in names if key not in weights]
+    if unknown or missing:
+        raise InputError(f"{(unknown + missing)[0]}: {'not of' if unknown else 'missing from'} {name}, so not exported")
+    return {theirs: weights[ours].detach().cpu().contiguous().clone() for ours, theirs in names.items()}
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor], format: str, *, metadata: Mapping[str, str]) -> None:
+    """Write weights under a library's names in the form that it loads; atomic.
+
+    `.safetensors` holds `metadata` too. A `.pth` holds the plain dict, for mmseg below `state_dict`, for detectron2
+    below `model` beside `matching_heuristics`, by which its checkpointer matches names by their ends, so that FPN and
+    C4 models both take it; without, it would load nothing and go on.
+
+    Raises:
+        InputError: another suffix.
+    """
+    check_suffix(path)
+    if path.suffix == ".safetensors":
+        write_atomic(path, safetensors.torch.save(dict(weights), metadata={"format": "pt", **metadata}))
+        return
+    wrapped: dict[str, Any] = dict(weights)
+    if format == "mmseg":
+        wrapped = {"meta": dict(metadata), "state_dict": wrapped}
+    if format == "detectron2":
+        wrapped = {"model": wrapped, "__author__": "R2O", "matching_heuristics": True}
+    buffer = io.BytesIO()
+    torch.save(wrapped, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def check_suffix(path: Path) -> None:
+    """Raises InputError where a file's name does not say how it is written."""
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+
+
+class Init(NamedTuple):
+    """Weights to begin with, by our keys; `absent` are those of ours that the file's library does not have."""
+
+    weights: dict[str, Tensor]
+    format: str
+    absent: tuple[str, ...]
+
+
+def load_init(path: Path, name: str, *, image_size: int = 224) -> Init:
+    """Read weights for a `make_backbone(name)` from any of the formats, or from our own `backbone.pt`.
+
+    A classifier on top, by the library's own name of it, is left out, and nothing else. Batch norm's counters are all
+    there or all absent, as in files of detectron2 and of old versions of PyTorch; they then begin at 0. No code in the
+    file is run.
+
+    Raises:
+        InputError: not a file of weights, or its keys, shapes or dtypes are not exactly those of that backbone.
+    """
+    found = _unwrapped(_read(path), path)
+    expected = _expected(name, image_size)
+    is_vit = name.startswith("vit")
+    formats = [format for format in FORMATS if not (is_vit and format in ("detectron2", "mmseg"))]
+    names = {format: _names_with_counters(name, format, image_size) for format in formats}
+    if is_vit:
+        names["r2o"] = {key: key for key in expected}
+    format = max(
+        names, key=lambda one: len(found.keys() & set(names[one].values())) - abs(len(names[one]) - len(found))
+    )
+    classifier = CLASSIFIERS.get(("vit" if is_vit else "resnet", format))
+    found = {key: value for key, value in found.items() if key not in (f"{classifier}.weight", f"{classifier}.bias")}
+    if not any(key.endswith(COUNTER) for key in found):
+        counters = [theirs for theirs in names[format].values() if theirs.endswith(COUNTER)]
+        found |= {key: torch.zeros((), dtype=torch.long) for key in counters}
+    _require_fit(path, found, {theirs: expected[ours] for ours, theirs in names[format].items()}, f"{name} as {format}")
+    weights = {ours: found[theirs] for ours, theirs in names[format].items()}
+    return Init(weights, format, tuple(key for key in expected if key not in weights))
+
+
+def _read(path: Path) -> Any:
+    """The content of a file of weights."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give weights as {', '.join(SUFFIXES)}")
+    check_suffix(path)
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 it is no dict
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0][:120]
+        raise InputError(f"{path} is not a file of weights ({why})") from None
+
+
+def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a library's file holds."""
+    for wrapper, beside in WRAPPERS.items():
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            if unknown := sorted(str(key) for key in content if key != wrapper and key not in beside):
+                raise InputError(f"{path}: {unknown[0]!r} stands beside {wrapper!r}; save the state dict alone")
+            content = content[wrapper]
+            break
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise InputError(f"{path} holds no state dict: tensors by name, alone or below {' or '.join(WRAPPERS)}")
+    return content
+
+
+def _require_fit(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Raises InputError at the first difference between what a file holds and what it should."""
+    if missing := [key for key in expected if key not in found]:
+        raise InputError(f"{path} is not {what}: {len(missing)} weights are missing, the first is {missing[0]}")
+    if extra := [key for key in found if key not in expected]:
+        raise InputError(f"{path} is not {what}: {len(extra)} weights are not of it, the first is {extra[0]}")
+    for key, value in expected.items():
+        given = found[key]
+        if given.shape != value.shape or given.dtype != value.dtype:
+            kinds = [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (given, value)]
+            raise InputError(f"{path}: {key} is {kinds[0]}, but {what} has {kinds[1]}")
+        if not bool(given.isfinite().all()):
+            raise InputError(f"{path}: {key} holds values that are not finite")

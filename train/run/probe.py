@@ -1,0 +1,222 @@
+"""A look at a run while it trains: whether neighbours are of one class, and how well refined masks fit known ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Integer, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.artifacts.manifest import Manifest
+from pipeline.artifacts.sample import IMAGE_MEMBER
+from pipeline.foundation.errors import InputError
+from pipeline.foundation.pictures import resize_labels
+from train.config.pretrain import PretrainSettings
+from train.data.augment import normalize
+from train.data.stream import ShardReader
+from train.data.views import decode_labels, decode_pixels, resized
+from train.distributed.world import World, gather_rows, texts_of_all
+from train.evals.segmentation.metrics import VOID
+from train.evals.segmentation.voc_folder import VocFolder
+from train.r2o.kmeans import seeding_uniforms
+from train.r2o.masks import grid_label_map, grid_of
+from train.r2o.model import R2O
+
+NEIGHBOURS, TEMPERATURE = 20, 0.07  # Wu et al. 2018, as in DINO's evaluation
+QUERY_SHARE = 5  # one image in so many is asked about; the others answer
+MOST_SHARDS = 32  # that are read for it
+BATCH = 64
+MASK_LIST, MOST_MASKED, GRID_CELLS = "val", 256, 100
+
+
+class Probe:
+    """Two figures of fixed images; the same on every rank, for any number of them, whatever the run's seed.
+
+    `knn_top1`: share of images whose class the weighted vote of their 20 nearest neighbours names, in [0, 1]. Features
+    are C5 of the online backbone in eval mode, averaged over the whole image. The images are of the shards, evenly
+    spread over up to 32 of them; the network trains on them too, but never sees a class. Absent where the shards have
+    fewer than two classes. Ranks share the work.
+
+    `abo`: average best overlap (Section 4.4) with the masks of `run.probe_masks`, see `best_overlaps`, averaged over
+    objects; up to 256 images of its list `val` in whole clustering groups. The refined masks are those of training at
+    K of the epoch, by the target in train mode, but that images outside of the shards have no superpixels: where the
+    run clusters those, equal rectangles stand for them, 10 × 10 at most. Absent where masks come from no clustering.
+    Batch statistics are of one group; every rank does all of them.
+    """
+
+    def __init__(self, reader: ShardReader, settings: PretrainSettings, world: World) -> None:
+        self._settings, self._world = settings, world
+        self._classed = _read_classed(reader, settings, world) if len(reader.manifest.classes) > 1 else None
+        clustered = settings.refine.clustering == "kmeans" and settings.objective.view_masks == "refined"
+        self._masked = _read_masked(settings) if settings.run.probe_masks and clustered else None
+
+    @torch.no_grad()
+    def figures(self, model: R2O, *, epoch: int) -> dict[str, float]:
+        """What can be told of a model in train mode, by name; modes, buffers and random numbers stay as they are.
+
+        Every rank must take part.
+
+        Args:
+            epoch: of the last step, as in `Panels`.
+        """
+        figures: dict[str, float] = {}
+        if self._classed:
+            top1 = self._classed.top1(model.online["backbone"], self._world)
+            figures |= {} if top1 is None else {"knn_top1": top1}
+        if self._masked:
+            figures["abo"] = float(np.mean(self._overlaps(model, self._masked, epoch)))
+        return figures
+
+    def _overlaps(self, model: R2O, masked: _Masked, epoch: int) -> np.ndarray:
+        """The best overlap of every object."""
+        size = self._settings.refine.clustering_group_size
+        num_clusters = self._settings.num_clusters(epoch)
+        overlaps = []
+        for group, images in enumerate(masked.images.to(self._world.device).split(size)):
+            uniforms = seeding_uniforms(num_clusters, seed=0, step=0, first_group=group, num_groups=1)
+            rows, columns = grid_of(min(GRID_CELLS, model.refinement.max_superpixels))
+            regions = grid_label_map(rows, columns, like=images[:, 0].int())
+            refined = model.refine(normalize(images), regions, uniforms.to(self._world.device)).cpu().numpy()
+            labels = masked.labels[group * size : (group + 1) * size]
+            overlaps += [best_overlaps(*pair) for pair in zip(refined, labels, strict=True)]
+        return np.concatenate(overlaps)
+
+
+def knn_top1(
+    bank: Float[Tensor, "n d"], classes: Int[Tensor, " n"], queries: Float[Tensor, "q d"], truth: Int[Tensor, " q"]
+) -> float:
+    """Share of L2-normalised queries whose class gets most of the vote of the 20 nearest of the bank, in [0, 1].
+
+    A neighbour's vote weighs exp(cosine / 0.07).
+    """
+    similarity, nearest = (queries @ bank.T).topk(min(NEIGHBOURS, len(bank)))
+    votes = similarity.new_zeros(len(queries), int(classes.max()) + 1)
+    votes.scatter_add_(1, classes[nearest], (similarity / TEMPERATURE).exp())
+    return float((votes.argmax(1) == truth).double().mean())
+
+
+def best_overlaps(
+    refined_map: Integer[np.ndarray, "h w"], labels: UInt8[np.ndarray, "H W"]
+) -> Float[np.ndarray, " objects"]:
+    """Intersection over union of each object with the mask that fits it best, in [0, 1] (Uijlings et al. 2013).
+
+    An object is what a class other than 0, the background, covers in the image. Masks are brought to the size of the
+    labels by nearest neighbours; void (255) is neither in a mask nor in an object.
+    """
+    masks = resize_labels(refined_map, labels.shape)
+    counted = labels != VOID
+    num_masks = int(refined_map.max()) + 1
+    pairs = labels[counted].astype(np.int64) * num_masks + masks[counted]
+    common = np.bincount(pairs, minlength=VOID * num_masks).reshape(VOID, num_masks)
+    union = common.sum(1, keepdims=True) + common.sum(0) - common
+    overlap = (common / np.maximum(union, 1)).max(1)
+    return overlap[1:][common[1:].any(1)]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Every part of a module in eval mode, and back in its own."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+class _Masked(NamedTuple):
+    """Images uint8 (n, 3, s, s), whole clustering groups, and their labels, uint8 (H, W) each."""
+
+    images: Tensor
+    labels: list[np.ndarray]
+
+
+class _Classed(NamedTuple):
+    """This rank's images, uint8 (n, 3, s, s), and of those of each rank (place among all, class id)."""
+
+    images: Tensor
+    of_ranks: list[list[tuple[int, int]]]
+
+    def top1(self, backbone: nn.Module, world: World) -> float | None:
+        """See `Probe`; None where fewer than two classes are left, or nothing to compare."""
+        place, classes = torch.tensor([row for rows in self.of_ranks for row in rows]).view(-1, 2).to(world.device).T
+        is_query = place % QUERY_SHARE == 0
+        if len(classes.unique()) < 2 or is_query.all() or not is_query.any():
+            return None
+        features = self._features(backbone, world)
+        return knn_top1(features[~is_query], classes[~is_query], features[is_query], classes[is_query])
+
+    def _features(self, backbone: nn.Module, world: World) -> Tensor:
+        """L2-normalised mean C5 of the images of all ranks, (N, C)."""
+        with evaluating(backbone):
+            batches = self.images.split(BATCH)
+            means = [backbone(normalize(images.to(world.device))).c5.mean((2, 3)) for images in batches]
+        own = F.normalize(torch.cat(means), dim=1)
+        longest = max(map(len, self.of_ranks))
+        of_ranks = gather_rows(world)(F.pad(own, (0, 0, 0, longest - len(own)))).values.split(longest)
+        return torch.cat([part[: len(rows)] for part, rows in zip(of_ranks, self.of_ranks, strict=True)])
+
+
+def _read_classed(reader: ShardReader, settings: PretrainSettings, world: World) -> _Classed:
+    """This rank's share of the images that have a class; damaged ones are left out where they may be skipped."""
+    class_ids = {name: number for number, name in enumerate(reader.manifest.classes)}
+    ids = _spread_ids(reader.manifest, settings.run.probe_images)
+    images, rows = [], []
+    for place in np.array_split(np.arange(len(ids)), world.size)[world.rank].tolist():
+        try:
+            raw = reader.read(int(ids[place]))
+            meta, _ = decode_labels(raw.members, key=raw.key, max_superpixels=reader.manifest.max_superpixels)
+            image = _whole(decode_pixels(raw.members[IMAGE_MEMBER], key=raw.key), settings)
+        except InputError:
+            if settings.data.on_damage == "fail":
+                raise
+            continue
+        if meta.class_name in class_ids:
+            images.append(image)
+            rows.append((place, class_ids[meta.class_name]))
+    return _Classed(_stacked(images, settings), [json.loads(text) for text in texts_of_all(json.dumps(rows), world)])
+
+
+def _spread_ids(manifest: Manifest, count: int) -> np.ndarray:
+    """Up to `count` sample ids, evenly spaced in up to 32 shards, those of the panels; shards are shuffled already."""
+    ends = np.cumsum([shard.samples for shard in manifest.shards])
+    shown = np.linspace(0, manifest.stored - 1, MOST_SHARDS).astype(int)
+    chosen = np.unique(np.searchsorted(ends, shown, side="right"))
+    ids = np.concatenate([np.arange(ends[i] - manifest.shards[i].samples, ends[i]) for i in chosen])
+    count = min(count, len(ids))
+    return ids[np.arange(count) * len(ids) // count]
+
+
+def _read_masked(settings: PretrainSettings) -> _Masked:
+    """Evenly spaced images of the list, whole clustering groups of them. Raises InputError where there is not one."""
+    assert settings.run.probe_masks is not None
+    folder, group = VocFolder.open(settings.run.probe_masks), settings.refine.clustering_group_size
+    names = folder.names(MASK_LIST)
+    count = min(len(names), max(MOST_MASKED, group)) // group * group
+    if not count:
+        raise InputError(
+            f"pretrain.run.probe_masks: {folder.root} lists {len(names)} images as {MASK_LIST}, less than one "
+            f"clustering group of {group}; choose another folder, or null for none"
+        )
+    chosen = [names[place * len(names) // count] for place in range(count)]
+    samples = [folder.file(name).read(len(folder.classes))[0] for name in chosen]
+    return _Masked(
+        _stacked([_whole(one.image, settings) for one in samples], settings), [one.labels for one in samples]
+    )
+
+
+def _whole(pixels: np.ndarray, settings: PretrainSettings) -> Tensor:
+    """The whole image as the target sees it, uint8 (3, s, s)."""
+    return resized(torch.from_numpy(pixels).permute(2, 0, 1), settings.data.image_size)
+
+
+def _stacked(images: list[Tensor], settings: PretrainSettings) -> Tensor:
+    size = settings.data.image_size
+    return torch.stack(images) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
