@@ -18,7 +18,7 @@ from pipeline.foundation.folders import is_url, local_path
 from pipeline.foundation.settings import dump_settings
 from pipeline.graph import run_stages, verdicts
 from pipeline.launchers import local
-from train.config.pretrain import plan_batches
+from train.config.batches import plan_batches
 
 EXPORT_FORMATS = ("torchvision", "timm", "detectron2", "mmseg")  # as in train.models.formats, which loads torch
 OWN_IMAGES = """

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from pipeline.foundation.settings import Settings, load_settings
 from preprocess.config import SceneSettings, ShardSettings
-from train.config.pretrain import EvalVocSettings, PretrainSettings
+from train.config.evals import EvalVocSettings
+from train.config.pretrain import PretrainSettings
 
 
 class WorkflowSettings(Settings):

@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.artifacts.fingerprint import differences, fingerprint
 from pipeline.foundation.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, InputError
-from pipeline.foundation.files import only_holder, write_atomic
+from pipeline.foundation.files import write_atomic
+from pipeline.foundation.locks import only_holder
 from pipeline.foundation.progress import format_seconds
 from pipeline.launchers import local
 from pipeline.stages import Stage, fingerprint_parts

@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from train.config.pretrain import BatchPlan, PretrainSettings, batch_bytes, sample_numbers
+from train.config.batches import BatchPlan, batch_bytes, sample_numbers
+from train.config.pretrain import PretrainSettings
 
 LOG_NAME = "log.jsonl"
 REFERENCE_SIZE = 224  # pixels

@@ -7,7 +7,8 @@ from pathlib import Path
 from pipeline.artifacts.manifest import Manifest
 from pipeline.estimates.cost import cost_rows
 from pipeline.foundation.errors import InputError
-from train.config.pretrain import LR_BATCH_SIZE, BatchPlan, PretrainSettings, plan_batches
+from train.config.batches import BatchPlan, plan_batches, run_learning_rate, run_target_ema
+from train.config.pretrain import LR_BATCH_SIZE, PretrainSettings
 
 
 def check_pretrain(settings: PretrainSettings, *, shards: Path | str, run: Path, nproc: int) -> BatchPlan:
@@ -60,5 +61,5 @@ def _shown_epochs(settings: PretrainSettings) -> list[int]:
 def _row(settings: PretrainSettings, plan: BatchPlan, epoch: int) -> str:
     """lr and τ at the first step of an epoch, K in it; the last row is the end of the run."""
     step = epoch * plan.steps_per_epoch
-    lr, tau = settings.learning_rate(step, plan), settings.target_ema(step, plan)
+    lr, tau = run_learning_rate(settings, step, plan), run_target_ema(settings, step, plan)
     return f"{epoch:>7}{step:>9}{lr:>10.4g}{tau:>9.5f}{settings.num_clusters(epoch):>6}"

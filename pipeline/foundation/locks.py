@@ -6,16 +6,18 @@ whoever comes later and sees it renewed gives up, and one that sees it stand sti
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic, sleep
 
 from pipeline.foundation.errors import InputError
-from pipeline.foundation.files import only_holder
 from pipeline.foundation.folders import Folder, LocalFolder
 
 LOCK_NAME = "lock"
@@ -100,3 +102,57 @@ def _lease_at(folder: Folder) -> tuple[str, int] | None:
 
 def _taken(shards: str) -> str:
     return f"{shards}: another job is making these shards; wait until it ends"
+
+
+@contextmanager
+def only_holder(path: Path, *, otherwise: str) -> Iterator[None]:
+    """Hold the lock file `path` (by flock: it ends with the process); a file system without locks gives it to all.
+
+    Raises:
+        InputError: another process holds it; `otherwise` is the message.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _locked(path, otherwise)
+    while not _is_at(path, descriptor):  # somebody removed it between our opening and our locking
+        _let_go([descriptor])
+        descriptor = _locked(path, otherwise)
+    try:
+        yield
+    finally:
+        _let_go([descriptor])
+
+
+_HELD: set[int] = set()  # descriptors of locks
+
+
+def _locked(path: Path, otherwise: str) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    _HELD.add(descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP):
+            return descriptor
+        _let_go([descriptor])
+        if isinstance(error, BlockingIOError):
+            raise InputError(otherwise) from None
+        raise
+    return descriptor
+
+
+def _let_go(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        if descriptor in _HELD:
+            _HELD.remove(descriptor)
+            os.close(descriptor)
+
+
+# A forked child that outlives us, such as a decoding worker, would go on holding what we held.
+os.register_at_fork(after_in_child=lambda: _let_go([*_HELD]))
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -10,7 +10,8 @@ import stat
 from collections.abc import Iterator
 
 from pipeline.foundation.errors import InputError
-from pipeline.foundation.folders import Folder, LocalFolder, RemoteFolder
+from pipeline.foundation.folders import Folder, LocalFolder
+from pipeline.foundation.remote_folder import RemoteFolder
 from preprocess.sources.listing import Source
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")

@@ -29,7 +29,8 @@ from torchvision.models import get_model
 from pipeline.artifacts.manifest import Manifest
 from tests.benchmarks.shards import SAMPLE, generated_images
 from tests.train.conftest import ShardSettings, write_shards
-from train.config.pretrain import PretrainSettings, plan_batches
+from train.config.batches import plan_batches
+from train.config.pretrain import PretrainSettings
 from train.data.device import Arrived, to_device
 from train.data.loader import host_batches
 from train.data.shards.open import open_shards

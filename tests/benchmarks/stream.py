@@ -34,7 +34,7 @@ from train.data.device import ahead
 from train.data.loader import HostBatch, host_batches, keep_memory
 from train.data.order import SampleOrder
 from train.data.shards.open import open_shards
-from train.data.stream import ShardReader
+from train.data.shards.reader import ShardReader
 from train.data.views import random_crop_box
 
 BATCH = 32

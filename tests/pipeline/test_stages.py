@@ -8,7 +8,9 @@ from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.config import load_recipe
 from pipeline.stages import fingerprint_parts, workflow
 from preprocess.config import SceneSettings, ShardSettings
-from train.config.pretrain import DataSettings, EvalVocSettings, PretrainSettings, RunSettings
+from train.config.data import DataSettings
+from train.config.evals import EvalVocSettings
+from train.config.pretrain import PretrainSettings, RunSettings
 
 WORK = Path("w")
 

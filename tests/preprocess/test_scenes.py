@@ -11,8 +11,8 @@ from scipy import ndimage
 from pipeline.foundation.errors import InputError
 from preprocess import scenes
 from preprocess.config import SHAPES, SceneSettings
+from preprocess.demo.make_scenes import make_scenes, voc_mask, voc_palette
 from preprocess.demo.scene_art import _coverage, _Object, _outline, _soft, make_scene
-from preprocess.scenes import make_scenes, voc_mask, voc_palette
 
 SMALL = SceneSettings(pretrain_images=13, train_images=3, val_images=2, size=48)
 

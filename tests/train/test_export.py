@@ -8,8 +8,8 @@ import torch
 import torchvision
 
 from pipeline.foundation.errors import InputError
-from train.export import load_backbone, load_run_backbone, save_backbone
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
+from train.models.backbone_file import load_backbone, load_run_backbone, save_backbone
 
 
 def saved(path: Path, **changes: Any) -> Path:

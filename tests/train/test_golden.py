@@ -13,7 +13,8 @@ import torch
 from pipeline.artifacts.manifest import Manifest
 from preprocess.config import ShardSettings
 from tests.train.conftest import write_images, write_shards
-from train.config.pretrain import PretrainSettings, plan_batches
+from train.config.batches import plan_batches
+from train.config.pretrain import PretrainSettings
 from train.data.device import Arrived, to_device
 from train.data.loader import host_batches
 from train.data.shards.open import open_shards

@@ -20,7 +20,8 @@ from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import sha256_of
 from train import pretrain
 from train.engine.checkpoint import checkpoints, read_checkpoint
-from train.export import export, load_backbone
+from train.export import export
+from train.models.backbone_file import load_backbone
 from train.run.log import read_log
 
 SMALL = {

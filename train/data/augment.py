@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from train.config.pretrain import AugmentSettings
+from train.config.data import AugmentSettings
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # as torchvision

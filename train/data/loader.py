@@ -17,10 +17,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from pipeline.foundation.errors import InputError
-from train.config.pretrain import DataSettings, PretrainSettings, batch_bytes, decoding_workers
+from train.config.batches import batch_bytes, decoding_workers
+from train.config.data import DataSettings
+from train.config.pretrain import PretrainSettings
 from train.data.augment import AugmentParams
 from train.data.order import SampleOrder
-from train.data.stream import SampleMaker, ShardReader, Skipped, SlotStream, Taken
+from train.data.shards.reader import ShardReader, Skipped
+from train.data.stream import SampleMaker, SlotStream, Taken
 
 SHARED_MEMORY = Path("/dev/shm")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h

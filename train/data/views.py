@@ -21,7 +21,7 @@ from pipeline.artifacts.sample import (
     decode_label_map,
 )
 from pipeline.foundation.errors import InputError
-from train.config.pretrain import AugmentSettings, DataSettings
+from train.config.data import AugmentSettings, DataSettings
 from train.data.augment import AugmentParams, augment_on_host, draw_params
 
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop, before it falls back to the centre

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from train.config.pretrain import BatchPlan, PretrainSettings
-from train.distributed.world import World, gather_rows
+from train.config.batches import BatchPlan
+from train.config.pretrain import PretrainSettings
+from train.distributed.collectives import gather_rows
+from train.distributed.world import World
 from train.engine.lars import LARS
 from train.models.backbone import build_backbone
 from train.models.heads import Head

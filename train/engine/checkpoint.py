@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import atomic_writer, is_temporary
-from train.distributed.world import copy_from_main, from_main
+from train.distributed.collectives import copy_from_main, from_main
 from train.engine.build import Training, unwrapped
 
 FOLDER = "checkpoints"

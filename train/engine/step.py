@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from train.config.pretrain import BatchPlan, PretrainSettings
+from train.config.batches import BatchPlan, run_learning_rate, run_target_ema
+from train.config.pretrain import PretrainSettings
 from train.data.device import Arrived
-from train.distributed.world import only_local, sum_over_ranks, texts_of_all
+from train.distributed.collectives import sum_over_ranks, texts_of_all
+from train.distributed.replicas import only_local
 from train.engine.build import Training, unwrapped
 from train.r2o.ema import update_target
 from train.r2o.kmeans import seeding_uniforms
@@ -112,7 +114,7 @@ def train_step(
     if not (math.isfinite(loss) and math.isfinite(grad_norm)) and not overflowed:
         culprits = _culprits(training, parts, step)
         raise NotFiniteError(step, loss=loss, grad_norm=grad_norm, culprits=culprits)
-    lr, target_ema = settings.learning_rate(step, plan), settings.target_ema(step, plan)
+    lr, target_ema = run_learning_rate(settings, step, plan), run_target_ema(settings, step, plan)
     if not overflowed:
         _update(
             model, optimizer, lr=lr, target_ema=target_ema, target_first=settings.optim.target_update == "before_step"

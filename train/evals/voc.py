@@ -22,13 +22,13 @@ from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.foundation.errors import InputError, exit_code_of
 from pipeline.foundation.files import sha256_of, write_atomic
 from pipeline.foundation.settings import load_settings
-from train.config.pretrain import EvalVocSettings
+from train.config.evals import EvalVocSettings
 from train.evals.segmentation.fcn import FCN
 from train.evals.segmentation.fine_tune import Normalisation, TrainingExamples, evaluate, fine_tune
+from train.evals.segmentation.metrics import check_report_classes, scores_of, summary_of, table_of
 from train.evals.segmentation.pictures import prediction_strip, predictions_sheet
-from train.evals.segmentation.report import check_report_classes, scores_of, summary_of, table_of
 from train.evals.segmentation.voc_folder import VocFolder, VocSplit
-from train.export import BACKBONE_NAME, ExportedBackbone, load_run_backbone
+from train.models.backbone_file import BACKBONE_NAME, ExportedBackbone, load_run_backbone
 from train.models.initial import Init, initial_backbone
 
 FORMAT_VERSION = 1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from train.export import ExportedBackbone
 from train.models.backbone import Backbone, build_backbone
+from train.models.backbone_file import ExportedBackbone
 
 Init = Literal["run", "random"]
 

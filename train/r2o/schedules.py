@@ -54,14 +54,6 @@ def scaled_target_ema(target_ema: float, *, batch_size: int, reference_batch_siz
     return target_ema if reference_batch_size is None else target_ema ** (batch_size / reference_batch_size)
 
 
-def learning_rate_at(step: int, *, peak_lr: float, warmup_steps: int, total_steps: int) -> float:
-    """Learning rate of a 0-based step: linear from 0 to `peak_lr`, then a half cosine to 0 at `total_steps` (A.1)."""
-    if step < warmup_steps:
-        return peak_lr * step / warmup_steps
-    progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
-    return peak_lr * 0.5 * (1 + math.cos(math.pi * progress))
-
-
 def target_ema_at(step: int, *, base_target_ema: float, total_steps: int) -> float:
     """τ of a 0-based step: from `base_target_ema` to 1 at `total_steps` along a half cosine (A.1)."""
     progress = min(step / max(total_steps, 1), 1.0)

@@ -21,9 +21,11 @@ import torchvision
 from pipeline.artifacts.fingerprint import differences, fingerprint
 from pipeline.artifacts.manifest import Manifest
 from pipeline.foundation.errors import InputError
-from pipeline.foundation.files import only_holder, sha256_of, write_atomic
+from pipeline.foundation.files import sha256_of, write_atomic
+from pipeline.foundation.locks import only_holder
 from pipeline.foundation.settings import dump_settings, load_settings
-from train.config.pretrain import BatchPlan, PretrainSettings
+from train.config.batches import BatchPlan
+from train.config.pretrain import PretrainSettings
 
 CONFIG_NAME = "config.yaml"
 RECORD_NAME = "run.json"  # fingerprints, seed, versions, commit and command, and every start

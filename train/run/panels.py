@@ -21,7 +21,7 @@ from pipeline.foundation.pictures import (
 )
 from train.config.pretrain import PretrainSettings
 from train.data.augment import normalize
-from train.data.stream import ShardReader
+from train.data.shards.reader import ShardReader
 from train.data.views import decode_labels, decode_pixels, resized
 from train.r2o.kmeans import seeding_uniforms
 from train.r2o.model import R2O

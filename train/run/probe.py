@@ -9,26 +9,25 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Integer, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.artifacts.manifest import Manifest
 from pipeline.artifacts.sample import IMAGE_MEMBER
 from pipeline.foundation.errors import InputError
-from pipeline.foundation.pictures import resize_labels
 from train.config.pretrain import PretrainSettings
 from train.data.augment import normalize
-from train.data.stream import ShardReader
+from train.data.shards.reader import ShardReader
 from train.data.views import decode_labels, decode_pixels, resized
-from train.distributed.world import World, gather_rows, texts_of_all
-from train.evals.segmentation.metrics import VOID
+from train.distributed.collectives import gather_rows, texts_of_all
+from train.distributed.world import World
+from train.evals.frozen.abo import best_overlaps
+from train.evals.frozen.knn import knn_top1
 from train.evals.segmentation.voc_folder import VocFolder
 from train.r2o.kmeans import seeding_uniforms
 from train.r2o.masks import grid_label_map, grid_of
 from train.r2o.model import R2O
 
-NEIGHBOURS, TEMPERATURE = 20, 0.07  # Wu et al. 2018, as in DINO's evaluation
 QUERY_SHARE = 5  # one image in so many is asked about; the others answer
 MOST_SHARDS = 32  # that are read for it
 BATCH = 64
@@ -86,37 +85,6 @@ class Probe:
             labels = masked.labels[group * size : (group + 1) * size]
             overlaps += [best_overlaps(*pair) for pair in zip(refined, labels, strict=True)]
         return np.concatenate(overlaps)
-
-
-def knn_top1(
-    bank: Float[Tensor, "n d"], classes: Int[Tensor, " n"], queries: Float[Tensor, "q d"], truth: Int[Tensor, " q"]
-) -> float:
-    """Share of L2-normalised queries whose class gets most of the vote of the 20 nearest of the bank, in [0, 1].
-
-    A neighbour's vote weighs exp(cosine / 0.07).
-    """
-    similarity, nearest = (queries @ bank.T).topk(min(NEIGHBOURS, len(bank)))
-    votes = similarity.new_zeros(len(queries), int(classes.max()) + 1)
-    votes.scatter_add_(1, classes[nearest], (similarity / TEMPERATURE).exp())
-    return float((votes.argmax(1) == truth).double().mean())
-
-
-def best_overlaps(
-    refined_map: Integer[np.ndarray, "h w"], labels: UInt8[np.ndarray, "H W"]
-) -> Float[np.ndarray, " objects"]:
-    """Intersection over union of each object with the mask that fits it best, in [0, 1] (Uijlings et al. 2013).
-
-    An object is what a class other than 0, the background, covers in the image. Masks are brought to the size of the
-    labels by nearest neighbours; void (255) is neither in a mask nor in an object.
-    """
-    masks = resize_labels(refined_map, labels.shape)
-    counted = labels != VOID
-    num_masks = int(refined_map.max()) + 1
-    pairs = labels[counted].astype(np.int64) * num_masks + masks[counted]
-    common = np.bincount(pairs, minlength=VOID * num_masks).reshape(VOID, num_masks)
-    union = common.sum(1, keepdims=True) + common.sum(0) - common
-    overlap = (common / np.maximum(union, 1)).max(1)
-    return overlap[1:][common[1:].any(1)]
 
 
 @contextmanager

@@ -23,7 +23,8 @@ from pipeline.estimates.cost import (
     run_flops,
     usual_masks,
 )
-from train.config.pretrain import BatchPlan, ModelSettings, PretrainSettings, plan_batches
+from train.config.batches import BatchPlan, plan_batches
+from train.config.pretrain import ModelSettings, PretrainSettings
 from train.distributed.world import World
 from train.engine.build import build_model, build_training
 from train.engine.checkpoint import Checkpoints, checkpoints

@@ -1,7 +1,8 @@
 import re
 
 from pipeline.estimates.pretrain import describe
-from train.config.pretrain import PretrainSettings, plan_batches
+from train.config.batches import plan_batches
+from train.config.pretrain import PretrainSettings
 
 
 def test_the_papers_run() -> None:

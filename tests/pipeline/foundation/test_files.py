@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.foundation.errors import InputError
-from pipeline.foundation.files import atomic_writer, is_temporary, only_holder, sha256_of, write_atomic
+from pipeline.foundation.files import atomic_writer, is_temporary, sha256_of, write_atomic
+from pipeline.foundation.locks import only_holder
 
 REPOSITORY = Path(__file__).parents[3]
 

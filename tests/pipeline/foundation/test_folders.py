@@ -9,7 +9,8 @@ import fsspec
 import pytest
 
 from pipeline.foundation.errors import InputError
-from pipeline.foundation.folders import Folder, LocalFolder, RemoteFolder, folder_at, is_url
+from pipeline.foundation.folders import Folder, LocalFolder, folder_at, is_url
+from pipeline.foundation.remote_folder import RemoteFolder
 
 
 @pytest.fixture(params=["local", "remote"])

@@ -13,8 +13,8 @@ import pytest
 from pyarrow import parquet
 
 from pipeline.foundation.errors import InputError
-from preprocess.sources import parquet as ours
 from preprocess.config import SourceSettings
+from preprocess.sources import parquet as ours
 from preprocess.sources.list_images import list_images
 from preprocess.sources.listing import Listing
 from preprocess.sources.reader import Reader

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from pipeline.foundation.errors import InputError
-from train.config.pretrain import PretrainSettings, plan_batches
+from train.config.batches import plan_batches, run_target_ema
+from train.config.pretrain import PretrainSettings
 
 N = 1_281_167
 
@@ -42,9 +43,9 @@ def test_scaling_changes_rate_and_target_ema_by_rule() -> None:
     plan = plan_batches(settings, num_samples=N, num_ranks=8)
     assert (settings.global_batch_size, plan.local_batch_size, plan.steps_per_epoch) == (512, 64, N // 512)
     assert settings.peak_lr == pytest.approx(recipe.peak_lr / 8) == pytest.approx(0.6)
-    assert settings.target_ema(0, plan) == pytest.approx(0.99 ** (512 / 4096))
+    assert run_target_ema(settings, 0, plan) == pytest.approx(0.99 ** (512 / 4096))
     # over as many images, the target forgets as much
-    assert math.log(settings.target_ema(0, plan)) * 4096 / 512 == pytest.approx(math.log(0.99))
+    assert math.log(run_target_ema(settings, 0, plan)) * 4096 / 512 == pytest.approx(math.log(0.99))
     assert settings.content() != recipe.content()
 
 
@@ -54,7 +55,8 @@ def test_a_batch_that_comes_out_is_not_scaled_and_a_recipes_own_reference_stays(
     recipe = {"global_batch_size": 1024, "optim": {"target_ema_batch_size": 4096}}
     small = PretrainSettings.model_validate({**recipe, "run": {"local_batch_size": 32, "on_other_batch": "scale"}})
     fitted = small.fitted_to(8)
-    assert fitted.target_ema(0, plan_batches(fitted, num_samples=N, num_ranks=8)) == pytest.approx(0.99 ** (256 / 4096))
+    plan = plan_batches(fitted, num_samples=N, num_ranks=8)
+    assert run_target_ema(fitted, 0, plan) == pytest.approx(0.99 ** (256 / 4096))
 
 
 def test_how_a_run_is_spread_is_no_content() -> None:

@@ -10,7 +10,8 @@ import torch
 from pipeline.artifacts.manifest import Manifest
 from pipeline.foundation.settings import load_settings
 from preprocess.config import ShardSettings
-from train.config.pretrain import PretrainSettings, plan_batches
+from train.config.batches import plan_batches, run_learning_rate, run_target_ema
+from train.config.pretrain import PretrainSettings
 from train.data.device import Arrived, to_device
 from train.data.loader import host_batches
 from train.data.shards.open import max_superpixels, open_shards
@@ -220,14 +221,14 @@ def test_the_eight_gpu_recipe_scales_its_target_ema() -> None:
     settings = settings_of("imagenet1k_r50_8gpu")
     plan = plan_batches(settings, num_samples=1_281_167, num_ranks=8)
     assert plan.local_batch_size == 128
-    assert settings.target_ema(0, plan) == pytest.approx(0.99**0.25)
-    assert settings.target_ema(plan.total_steps, plan) == 1
+    assert run_target_ema(settings, 0, plan) == pytest.approx(0.99**0.25)
+    assert run_target_ema(settings, plan.total_steps, plan) == 1
 
 
 def test_the_release_scales_its_learning_rate_by_clusters() -> None:
     settings = settings_of("imagenet1k_r50_authors_release")
     plan = plan_batches(settings, num_samples=1_281_167, num_ranks=128)
-    assert settings.learning_rate(3 * 312, plan) == pytest.approx(4.8 * settings.num_clusters(3) / 16)
+    assert run_learning_rate(settings, 3 * 312, plan) == pytest.approx(4.8 * settings.num_clusters(3) / 16)
     assert settings.num_clusters(3) == 127
 
 

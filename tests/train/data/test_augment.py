@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
-from train.config.pretrain import AugmentSettings
+from train.config.data import AugmentSettings
 from train.data.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,

@@ -18,7 +18,7 @@ from train.config.pretrain import PretrainSettings
 from train.data.loader import HostBatch, host_batches
 from train.data.order import SampleOrder
 from train.data.shards.open import check_shards, describe_reading, open_shards
-from train.data.stream import ShardReader
+from train.data.shards.reader import ShardReader
 
 SETTINGS = PretrainSettings.model_validate(
     {

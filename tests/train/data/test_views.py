@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from pipeline.artifacts.sample import SampleMeta, encode_label_map
 from pipeline.foundation.errors import InputError
-from train.config.pretrain import AugmentSettings, DataSettings
+from train.config.data import AugmentSettings, DataSettings
 from train.data.views import (
     PixelBox,
     Sample,

@@ -14,7 +14,7 @@ from torch import nn
 
 from pipeline.artifacts.manifest import ShardIndex
 from pipeline.foundation.errors import InputError
-from train.distributed.world import adopt_ranks, node_ranks
+from train.distributed.environment import adopt_ranks, node_ranks
 from train.run.log import read_log
 
 PROGRAM = Path(__file__).with_name("rank_program.py")

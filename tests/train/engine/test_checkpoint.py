@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pipeline.foundation.errors import InputError
-from train.config.pretrain import PretrainSettings, plan_batches
+from train.config.batches import plan_batches
+from train.config.pretrain import PretrainSettings
 from train.distributed.world import World
 from train.engine.build import Training, build_training, unwrapped
 from train.engine.checkpoint import Checkpoints, checkpoints, resume

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pipeline.artifacts.manifest import Manifest
-from train.config.pretrain import OptimSettings, PretrainSettings, plan_batches
+from train.config.batches import plan_batches
+from train.config.pretrain import OptimSettings, PretrainSettings
 from train.data.device import Arrived, to_device
 from train.data.loader import HostBatch, host_batches
 from train.data.shards.open import open_shards

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from tests.train.engine.test_lars import reference_step
 from tests.train.r2o.test_model import plain_reference
-from train.config.pretrain import PretrainSettings, plan_batches
+from train.config.batches import plan_batches
+from train.config.pretrain import PretrainSettings
 from train.data.device import Arrived
 from train.data.loader import HostBatch
 from train.distributed.world import World

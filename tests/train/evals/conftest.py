@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.export import save_backbone
 from train.models.backbone import build_backbone
+from train.models.backbone_file import save_backbone
 
 COLOURS = np.array([[110, 110, 110], [220, 40, 40], [40, 60, 220]], dtype=np.uint8)
 

@@ -12,8 +12,8 @@ import yaml
 
 from pipeline.cli import EXPORT_FORMATS
 from pipeline.foundation.errors import InputError
-from train.export import save_backbone
 from train.models.backbone import Backbone, build_backbone
+from train.models.backbone_file import save_backbone
 from train.models.formats import FORMATS, load_init, names_in, to_format, write_weights
 
 ROOT = Path(__file__).parents[3]

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from train.r2o.schedules import learning_rate_at, num_clusters_at, target_ema_at
+from train.config.batches import learning_rate_at
+from train.r2o.schedules import num_clusters_at, target_ema_at
 
 PAPER = {"schedule": "quarter_cosine", "initial": 128, "final": 4, "hold_epochs": 40, "total_epochs": 300}
 

@@ -10,8 +10,9 @@ import yaml
 
 from pipeline.foundation.settings import dump_settings
 from train.config.pretrain import PretrainSettings
-from train.export import export, save_backbone
+from train.export import export
 from train.models.backbone import Backbone, ViTBackbone, build_backbone
+from train.models.backbone_file import save_backbone
 
 RECORD = {
     "fingerprint": "f" * 64, "shards_fingerprint": "5" * 64, "samples": 70, "seed": 3, "init": None,

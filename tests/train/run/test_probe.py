@@ -21,16 +21,18 @@ from torchvision.transforms.functional import normalize, to_tensor
 from pipeline.artifacts.manifest import Manifest
 from pipeline.foundation.errors import InputError
 from preprocess.config import SceneSettings
-from preprocess.scenes import make_scenes
+from preprocess.demo.make_scenes import make_scenes
 from train.config.pretrain import PretrainSettings
 from train.data.shards.open import open_shards
-from train.data.stream import ShardReader
+from train.data.shards.reader import ShardReader
 from train.distributed.world import World
 from train.engine.build import build_model
+from train.evals.frozen.abo import best_overlaps
+from train.evals.frozen.knn import knn_top1
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from train.r2o.kmeans import seeding_uniforms
 from train.r2o.model import R2O
-from train.run.probe import Probe, best_overlaps, knn_top1
+from train.run.probe import Probe
 
 PROGRAM = Path(__file__).with_name("probe_program.py")
 ALONE = World(0, 1, torch.device("cpu"))

@@ -6,11 +6,12 @@ import numpy as np
 
 from pipeline.artifacts.manifest import Manifest
 from pipeline.foundation.errors import InputError
-from train.config.pretrain import DataSettings, PretrainSettings
+from train.config.data import DataSettings
+from train.config.pretrain import PretrainSettings
 from train.data.order import SampleOrder
 from train.data.shards.files import ShardFiles
+from train.data.shards.reader import ShardReader
 from train.data.shards.skipped import require_few_skipped
-from train.data.stream import ShardReader
 
 PROBED_STEPS = 64
 

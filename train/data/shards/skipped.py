@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import write_atomic
 from pipeline.foundation.progress import say
-from train.data.stream import Skipped
+from train.data.shards.reader import Skipped
 
 SKIPPED_NAME = "skipped.jsonl"
 SHOWN = 5  # lines a step

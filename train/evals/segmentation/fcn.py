@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from train.config.pretrain import SegmentationSettings
+from train.config.evals import SegmentationSettings
 from train.evals.segmentation.metrics import VOID
 from train.models.backbone import Backbone
 

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.progress import Progress
-from train.config.pretrain import SegmentationSettings, decoding_workers
+from train.config.batches import decoding_workers
+from train.config.evals import SegmentationSettings
 from train.evals.segmentation.augment import (
     LabelledImage,
     TrainingExample,

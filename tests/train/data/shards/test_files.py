@@ -139,7 +139,7 @@ def test_a_source_that_stays_wrong_is_named_and_leaves_nothing(copied: Path, tmp
 def test_reads_are_retried_and_a_missing_file_is_not(
     remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.foundation.folders import RemoteFolder
+    from pipeline.foundation.remote_folder import RemoteFolder
 
     original, calls = RemoteFolder.read_range, []
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
-from train.config.pretrain import EvalVocSettings
+from train.config.evals import EvalVocSettings
 from train.evals.segmentation.augment import (
     LabelledImage,
     Window,

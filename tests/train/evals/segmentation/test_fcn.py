@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.config.pretrain import EvalVocSettings
+from train.config.evals import EvalVocSettings
 from train.evals.segmentation.fcn import FCN, FCNHead, SegmentationLogits, segmentation_loss
 from train.models.backbone import build_backbone
 

@@ -7,7 +7,7 @@ import yaml
 from PIL import Image
 
 from pipeline.foundation.errors import InputError
-from train.config.pretrain import EvalVocSettings
+from train.config.evals import EvalVocSettings
 from train.evals.segmentation.augment import LabelledImage
 from train.evals.segmentation.fcn import FCN
 from train.evals.segmentation.fine_tune import (

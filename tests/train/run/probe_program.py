@@ -10,7 +10,8 @@ from pipeline.artifacts.manifest import Manifest
 from pipeline.foundation.settings import load_settings
 from train.config.pretrain import PretrainSettings
 from train.data.shards.open import max_superpixels, open_shards
-from train.distributed.world import distribute, world_from_environment
+from train.distributed.replicas import distribute
+from train.distributed.world import world_from_environment
 from train.engine.build import build_model, unwrapped
 from train.run.probe import Probe
 

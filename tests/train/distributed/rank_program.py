@@ -7,10 +7,13 @@ import torch
 
 from pipeline.foundation.settings import load_settings
 from train.config.pretrain import PretrainSettings
-from train.distributed.world import GlobalBatchNorm, World, distribute, sum_over_ranks, world_from_environment
+from train.distributed.collectives import sum_over_ranks
+from train.distributed.replicas import GlobalBatchNorm, distribute
+from train.distributed.world import World, world_from_environment
+from train.engine.job import check_job
+from train.engine.loop import pretrain
 from train.models.backbone import build_backbone
 from train.models.heads import Head
-from train.pretrain import check_job, pretrain
 from train.r2o.model import R2O, Batch
 from train.r2o.refine import Refinement
 from train.run.stopping import StopRequest

@@ -1,0 +1,81 @@
+"""Single samples of a finished set of shards, by the offsets of its indexes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.artifacts.manifest import Manifest
+from pipeline.artifacts.sample import IMAGE_MEMBER, META_MEMBER, SUPERPIXELS_MEMBER
+from pipeline.foundation.errors import InputError
+from train.data.shards.files import ShardFiles
+
+MAX_GAP = 64 * 1024  # bytes between members that are read along rather than sought over
+
+
+class RawSample(NamedTuple):
+    """A sample as it lies in the shard. `sample_id` is its place in the manifest, the same in every epoch."""
+
+    sample_id: int
+    key: str
+    members: dict[str, bytes]
+
+
+class Skipped(NamedTuple):
+    """A sample that was to come and could not be read; `shard` and `key` name it, `key` empty where none is known."""
+
+    epoch: int
+    sample_id: int
+    shard: str
+    key: str
+    reason: str
+
+
+class ShardReader:
+    """Reads single samples of a finished set of shards by the offsets of its indexes."""
+
+    def __init__(self, files: ShardFiles, manifest: Manifest) -> None:
+        self.files, self.manifest = files, manifest
+        self._ends = np.cumsum([shard.samples for shard in manifest.shards])
+
+    def place_of(self, sample_id: int) -> tuple[int, int]:
+        """Shard and row of a sample."""
+        shard = int(np.searchsorted(self._ends, sample_id, side="right"))
+        return shard, sample_id - (int(self._ends[shard - 1]) if shard else 0)
+
+    def read(self, sample_id: int, label_map: str = SUPERPIXELS_MEMBER) -> RawSample:
+        """One sample: its JPEG, json and a label map.
+
+        Args:
+            label_map: the member that holds it.
+        Raises:
+            InputError: names the shard that is missing or damaged, or the sample that has no such member.
+        """
+        shard, row = self.place_of(sample_id)
+        entry = self.files.entry(shard, row)
+        needed = (IMAGE_MEMBER, label_map, META_MEMBER)
+        missing = [name for name in needed if name not in entry.members]
+        if missing:
+            raise InputError(f"{self.name_of(shard)}: sample {entry.key} has no {missing[0]}; run `make shards` again")
+        return RawSample(sample_id, entry.key, self._members(shard, {name: entry.members[name] for name in needed}))
+
+    def name_of(self, shard: int) -> str:
+        """File name of a shard."""
+        return self.manifest.shards[shard].name
+
+    def key_of(self, sample_id: int) -> str:
+        """A sample's key; empty where its index cannot be read."""
+        try:
+            return self.files.entry(*self.place_of(sample_id)).key
+        except InputError:
+            return ""
+
+    def _members(self, shard: int, spans: Mapping[str, tuple[int, int]]) -> dict[str, bytes]:
+        begin = min(offset for offset, _ in spans.values())
+        end = max(offset + size for offset, size in spans.values())
+        if end - begin > sum(size for _, size in spans.values()) + MAX_GAP:
+            return {name: self.files.read(shard, offset, size) for name, (offset, size) in spans.items()}
+        data = self.files.read(shard, begin, end - begin)
+        return {name: data[offset - begin : offset - begin + size] for name, (offset, size) in spans.items()}

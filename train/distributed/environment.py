@@ -1,0 +1,63 @@
+"""Who this process is among the ranks, by torchrun's or Slurm's variables."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from pipeline.foundation.errors import InputError
+
+FIRST_PORT, PORTS = 20_000, 10_000  # where the ranks of a Slurm job meet, by its number
+
+
+def adopt_ranks() -> None:
+    """Set torchrun's variables from those of srun, where this process was started by it and not by torchrun.
+
+    `SLURM_STEP_…` are set for the tasks of srun alone; a batch script, which is no rank, has none of them.
+    Ranks are taken to fill one node after the other (srun's default).
+
+    Raises:
+        InputError: srun's variables are incomplete.
+    """
+    given = os.environ
+    if "RANK" in given or int(given.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+        return
+    try:
+        tasks, node = _repeated(given["SLURM_STEP_TASKS_PER_NODE"]), int(given["SLURM_NODEID"])
+        found = {
+            "RANK": given["SLURM_PROCID"],
+            "WORLD_SIZE": given["SLURM_STEP_NUM_TASKS"],
+            "LOCAL_RANK": given["SLURM_LOCALID"],
+            "LOCAL_WORLD_SIZE": str(tasks[node]),
+            "MASTER_ADDR": _first_host(given["SLURM_STEP_NODELIST"]),
+            "MASTER_PORT": str(FIRST_PORT + (int(given["SLURM_JOB_ID"]) + 97 * int(given["SLURM_STEP_ID"])) % PORTS),
+        }
+    except (KeyError, ValueError, IndexError) as error:
+        raise InputError(f"srun's environment does not tell the ranks ({error!r}); start with torchrun") from None
+    given.update({name: given.get(name, value) for name, value in found.items()})
+
+
+def _repeated(counts: str) -> list[int]:
+    """Slurm's short form of a list: "8(x3),4" is 8, 8, 8, 4."""
+    parts = [part.removesuffix(")").partition("(x") for part in counts.split(",")]
+    return [int(count) for count, _, times in parts for _ in range(int(times or 1))]
+
+
+def _first_host(nodelist: str) -> str:
+    """The first of Slurm's list of hosts: "gpu-[07-09,12],login" is gpu-07, …"""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodelist)
+    if first is None:
+        raise ValueError(f"no host in {nodelist!r}")
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0])
+
+
+def num_ranks() -> int:
+    """How many processes there are, by torchrun's variables."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def node_ranks() -> range:
+    """The ranks of this process's node, by torchrun's variables."""
+    rank, size = int(os.environ.get("RANK", 0)), num_ranks()
+    first = rank - int(os.environ.get("LOCAL_RANK", 0))
+    return range(first, min(first + int(os.environ.get("LOCAL_WORLD_SIZE", 1)), size))
