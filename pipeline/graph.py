@@ -21,7 +21,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.artifacts.fingerprint import differences, fingerprint
-from pipeline.foundation.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, InputError
+from pipeline.foundation.errors import InputError
+from pipeline.foundation.exit_codes import EXIT_INTERRUPTED, EXIT_REQUEUE
 from pipeline.foundation.files import write_atomic
 from pipeline.foundation.locks import only_holder
 from pipeline.foundation.progress import format_seconds

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.artifacts.manifest import MANIFEST_NAME
+from pipeline.artifacts.run_files import BACKBONE_NAME, PANELS_FOLDER, PREDICTIONS_NAME, RESULTS_NAME, evaluation_folder
 from pipeline.config import Recipe
 
 
@@ -121,11 +122,11 @@ def pretrain_stage(
         module="train.pretrain",
         arguments=(f"--shards={shards}", f"--run={run}", *options),
         output=run,
-        marker=run / "backbone.pt",
+        marker=run / BACKBONE_NAME,
         inputs={"shards": Path(shards)},
         settings=recipe.pretrain.content(),
         resources=Resources(processes=nproc or recipe.workflow.nproc),
-        shows=(("pretrained backbone", run / "backbone.pt"), ("panels of refined masks", run / "panels")),
+        shows=(("pretrained backbone", run / BACKBONE_NAME), ("panels of refined masks", run / PANELS_FOLDER)),
     )
 
 
@@ -144,16 +145,16 @@ def export_stage(*, run: Path, out: Path, options: tuple[str, ...] = ()) -> Stag
 
 def eval_voc_stage(recipe: Recipe, *, run: Path, voc: Path, options: tuple[str, ...] = ()) -> Stage:
     """FCN fine-tuning and mIoU on a VOC2012 layout."""
-    out = run / "eval-voc"
+    out = run / evaluation_folder("voc")
     return Stage(
         name="eval-voc",
         module="train.evals.voc",
         arguments=(f"--run={run}", f"--voc={voc}", *options),
         output=out,
-        marker=out / "results.json",
+        marker=out / RESULTS_NAME,
         inputs={"run": run, "voc": voc},
         settings=recipe.eval_voc.content(),
-        shows=(("VOC results", out / "results.json"), ("VOC predictions", out / "predictions.png")),
+        shows=(("VOC results", out / RESULTS_NAME), ("VOC predictions", out / PREDICTIONS_NAME)),
         reconciles=True,  # pairs of initialisation and seed are stored one by one
     )
 

@@ -28,6 +28,7 @@ import yaml
 
 from pipeline.artifacts.manifest import Manifest, read_quarantine
 from pipeline.foundation.errors import InputError, exit_code_of
+from pipeline.foundation.exit_codes import EXIT_TOO_MANY_BAD
 from pipeline.foundation.progress import Progress, format_seconds
 from pipeline.foundation.settings import load_settings
 from preprocess.config import ShardSettings
@@ -38,7 +39,6 @@ from preprocess.shards.plan import Plan
 from preprocess.shards.worker import make_shard_isolated
 from preprocess.sources.list_images import list_images
 
-EXIT_TOO_MANY_BAD = 3
 TASKS_PER_CPU = 2
 SAMPLED_IMAGES = 128
 SHEET_IMAGES = 24

@@ -38,13 +38,13 @@ from pipeline.artifacts.sample import (
     map_member,
 )
 from pipeline.foundation.errors import InputError, exit_code_of
+from pipeline.foundation.exit_codes import EXIT_DAMAGED, EXIT_TOO_MANY_BAD
 from pipeline.foundation.folders import Folder, folder_at
 from pipeline.foundation.progress import Progress
 from pipeline.foundation.settings import dump_settings, load_settings
 from preprocess import make_shards
 from preprocess.config import ShardSettings
 
-EXIT_DAMAGED = 4
 SHOWN_KEYS = 5
 NOT_OURS = "belongs to nothing"
 BLOCK = 1 << 20
@@ -262,7 +262,7 @@ def _repair(args: argparse.Namespace, folder: Folder, manifest: Manifest, damage
         config = Path(scratch) / "shards.yaml"
         config.write_text(dump_settings(shards=_settings_of(manifest, args)), encoding="utf-8")
         code = make_shards.main([f"--images={args.images}", f"--shards={args.shards}", f"--config={config}"])
-    if code not in (0, make_shards.EXIT_TOO_MANY_BAD):
+    if code not in (0, EXIT_TOO_MANY_BAD):
         return code
     made = Manifest.read(folder)
     numbers = [number for number, stats in enumerate(made.shards) if stats.name in damaged]

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.artifacts.run_files import BACKBONE_NAME, CHECKPOINTS_FOLDER, CONFIG_NAME, RECORD_NAME
 from pipeline.foundation.errors import InputError, exit_code_of
 from pipeline.foundation.files import write_atomic
 from pipeline.foundation.settings import load_settings
 from train.config.pretrain import PretrainSettings
-from train.engine.checkpoint import FOLDER, checkpoints, read_checkpoint
+from train.engine.checkpoint import checkpoints, read_checkpoint
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, image_size_of
-from train.models.backbone_file import BACKBONE_NAME, ExportedBackbone, _mismatch, load_run_backbone
+from train.models.backbone_file import ExportedBackbone, _mismatch, load_run_backbone
 from train.models.formats import FORMATS, check_suffix, to_format, write_weights
-from train.run.folder import CONFIG_NAME, RECORD_NAME, read_record
+from train.run.folder import read_record
 from train.run.model_card import model_card
 
 HEADS = ("online.projector.", "predictor.", "target.")
@@ -73,7 +74,9 @@ def _check_out(out: Path, run: Path) -> None:
     check_suffix(out)
     if out.is_dir():
         raise InputError(f"{out} is a folder; OUT must be a file")
-    own = out.resolve() == (run / BACKBONE_NAME).resolve() or out.resolve().parent == (run / FOLDER).resolve()
+    own = (
+        out.resolve() == (run / BACKBONE_NAME).resolve() or out.resolve().parent == (run / CHECKPOINTS_FOLDER).resolve()
+    )
     if own:
         raise InputError(f"{out} is the run's own; choose another OUT")
 

@@ -7,15 +7,16 @@ By hand: `torchrun --nproc-per-node 8 -m -- train.pretrain --shards â€¦ --run â€
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.foundation.errors import InputError, exit_code_of
+from pipeline.foundation.exit_codes import EXIT_FAILED
 from pipeline.foundation.progress import say
 from pipeline.foundation.settings import load_settings
+from pipeline.foundation.this_rank import is_first_rank
 from train.config.pretrain import PretrainSettings
 from train.distributed.environment import adopt_ranks, node_ranks, num_ranks
 from train.distributed.world import LostRankError, world_from_environment
@@ -55,15 +56,15 @@ def _main(arguments: argparse.Namespace, settings: PretrainSettings, request: St
             return pretrain(job, world, request)
     except StoppedError:
         assert request.signal is not None
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_rank():
             say(f"pretrain: {request.signal.name}: stopped before the first step; the same command begins again")
         return exit_code_after(request.signal.name)
     except LostRankError as error:
         time.sleep(MAIN_SPEAKS_FIRST / 2)  # whoever started the ranks blames the one that died, and ends this one
         say(f"r2o: {error}")
-        return 1
+        return EXIT_FAILED
     except InputError:
-        if os.environ.get("RANK", "0") != "0":
+        if not is_first_rank():
             time.sleep(
                 MAIN_SPEAKS_FIRST
             )  # as a rule every rank finds the same; launchers stop the others when one ends

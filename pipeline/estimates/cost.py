@@ -12,10 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.artifacts.run_files import LOG_NAME
 from train.config.batches import BatchPlan, batch_bytes, sample_numbers
 from train.config.pretrain import PretrainSettings
 
-LOG_NAME = "log.jsonl"
 REFERENCE_SIZE = 224  # pixels
 FLOAT, HALF = 4, 2  # bytes
 LARGEST_MAP = 64 * 112**2  # elements of an image's largest feature map at 224 px

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
+from pipeline.foundation.exit_codes import EXIT_INPUT_ERROR, EXIT_INTERRUPTED
 from pipeline.foundation.progress import say
-
-EXIT_INPUT_ERROR = 2
-EXIT_REQUEUE = 75  # sysexits' EX_TEMPFAIL: ended in good order before its end; start the same command again
-EXIT_INTERRUPTED = 130
+from pipeline.foundation.this_rank import is_first_rank
 
 
 class InputError(ValueError):
@@ -25,14 +22,10 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except InputError as error:
-        if _is_first_rank() or not isinstance(error, AgreedError):
+        if is_first_rank() or not isinstance(error, AgreedError):
             say(f"r2o: error: {error}")
         return EXIT_INPUT_ERROR
     except KeyboardInterrupt:
-        if _is_first_rank():  # every rank of a job is interrupted; one tells
+        if is_first_rank():  # every rank of a job is interrupted; one tells
             say("r2o: interrupted; run the same command again to go on")
         return EXIT_INTERRUPTED
-
-
-def _is_first_rank() -> bool:
-    return os.environ.get("RANK", "0") == "0"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from pipeline.foundation.exit_codes import exit_code_of_signal
 from pipeline.stages import Stage
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -40,7 +41,7 @@ def start(stage: Stage) -> int:
         )
         deliver_to(process)
         code = process.wait()
-    return code if code >= 0 else 128 - code
+    return code if code >= 0 else exit_code_of_signal(-code)
 
 
 @contextmanager

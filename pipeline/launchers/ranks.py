@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from pipeline.foundation.errors import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, EXIT_REQUEUE
+from pipeline.foundation.exit_codes import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, EXIT_REQUEUE, exit_code_of_signal
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 TOGETHER = (0, EXIT_REQUEUE, EXIT_INTERRUPTED)  # codes with which all ranks end, each in its time
@@ -78,7 +78,7 @@ class _Ranks:
         if code < 0:
             hint = "; is there enough memory?" if -code == signal.SIGKILL else ""
             print(f"r2o: rank {rank} was ended by {signal.Signals(-code).name}{hint}", file=sys.stderr)
-            return 128 - code
+            return exit_code_of_signal(-code)
         if code != EXIT_INPUT_ERROR:
             print(f"r2o: rank {rank} failed with exit code {code}; its message is above", file=sys.stderr)
         return code

@@ -33,7 +33,7 @@ from pipeline.foundation.locks import held
 from preprocess.shards.make_one import MAIN_MAP, ShardResult
 from preprocess.shards.plan import Plan
 
-JOB_FOLDER, RECORD_NAME = ".job", "job.json"
+JOB_FOLDER, JOB_NAME = ".job", "job.json"
 SHARD_FILE = re.compile(r"[A-Za-z0-9_-]+-\d{6,}\.(tar|index)")
 ANOTHER = "choose another SHARDS folder, or add --overwrite to make them again"
 REQUESTS = 16  # at a time, where files lie behind a URL
@@ -55,11 +55,11 @@ def check_owner(folder: Folder, fingerprint: str) -> None:
         InputError: it ended, or another one has begun.
     """
     try:
-        record = _JobRecord.model_validate_json(folder.below(JOB_FOLDER).read(RECORD_NAME))
+        record = _JobRecord.model_validate_json(folder.below(JOB_FOLDER).read(JOB_NAME))
     except (FileNotFoundError, NotADirectoryError):
         record = None
     except ValidationError:
-        raise InputError(f"{folder.root}/{JOB_FOLDER}/{RECORD_NAME}: damaged; {ANOTHER}") from None
+        raise InputError(f"{folder.root}/{JOB_FOLDER}/{JOB_NAME}: damaged; {ANOTHER}") from None
     if record is None or record.fingerprint != fingerprint:
         raise InputError(f"{folder.root}: the job that wanted this shard is gone; nothing was written")
 
@@ -92,7 +92,7 @@ class ShardJob:
         if self.manifest is not None:
             self._refuse_another(self.manifest)
         jobs = set(self.job_folder.names()) if JOB_FOLDER in found else set()
-        if RECORD_NAME in jobs:
+        if JOB_NAME in jobs:
             self._refuse_another(self._read_record())
             self.results = dict(self._read_results(jobs))
 
@@ -125,7 +125,7 @@ class ShardJob:
             fingerprint=self.plan.fingerprint,
             listed=self.plan.total,
         )
-        self.job_folder.write(RECORD_NAME, record.model_dump_json() + "\n")
+        self.job_folder.write(JOB_NAME, record.model_dump_json() + "\n")
         self._remove_temporaries()
 
     @contextmanager
@@ -220,9 +220,9 @@ class ShardJob:
 
     def _read_record(self) -> _JobRecord:
         try:
-            return _JobRecord.model_validate_json(self.job_folder.read(RECORD_NAME))
+            return _JobRecord.model_validate_json(self.job_folder.read(JOB_NAME))
         except ValidationError:
-            raise InputError(f"{self.job_folder.root}/{RECORD_NAME}: damaged; {ANOTHER}") from None
+            raise InputError(f"{self.job_folder.root}/{JOB_NAME}: damaged; {ANOTHER}") from None
 
     def _read_results(self, found: set[str]) -> Iterator[tuple[str, ShardResult]]:
         names = [name for number in range(len(self.plan)) if f"{(name := self.plan.name(number))}.json" in found]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts.manifest import Manifest
+from pipeline.foundation.exit_codes import EXIT_TOO_MANY_BAD
 from preprocess import make_shards
 from preprocess.config import ShardSettings
 from preprocess.shards.job import ShardJob
@@ -128,13 +129,13 @@ def test_too_many_bad_images_have_an_exit_code_of_their_own(cluster, tmp_path, m
     (root / "zero.jpg").write_bytes(b"")
     arguments = ["--images", str(root), "--shards", str(tmp_path / "s")]
     for _ in range(2):
-        assert make_shards.main(arguments) == make_shards.EXIT_TOO_MANY_BAD
+        assert make_shards.main(arguments) == EXIT_TOO_MANY_BAD
         error = capsys.readouterr().err.splitlines()[-1]
         assert "1 of 4 images are bad (25.0%), more than shards.max_bad_fraction allows" in error
         assert Manifest.read(tmp_path / "s").over_limit
     assert make_shards.main([*arguments, "--set", "shards.max_bad_fraction=0.3"]) == 0
     assert not Manifest.read(tmp_path / "s").over_limit
-    assert make_shards.main(arguments) == make_shards.EXIT_TOO_MANY_BAD
+    assert make_shards.main(arguments) == EXIT_TOO_MANY_BAD
     assert Manifest.read(tmp_path / "s").over_limit
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline.artifacts.manifest import Manifest, ShardIndex
 from pipeline.foundation.errors import InputError
+from pipeline.foundation.exit_codes import EXIT_DAMAGED
 from pipeline.foundation.folders import folder_at
 from preprocess import verify
 from preprocess.config import ShardSettings
@@ -181,7 +182,7 @@ def test_repair_makes_the_damaged_shards_again_and_no_other(shards, made, images
     before = {path.name: path.stat().st_mtime_ns for path in shards.iterdir()}
     (shards / "r2o-000001.tar").write_bytes(b"")
     (shards / "r2o-000002.index").write_bytes(b"{")
-    assert verify.main(["--shards", str(shards), "--workers", "1"]) == verify.EXIT_DAMAGED
+    assert verify.main(["--shards", str(shards), "--workers", "1"]) == EXIT_DAMAGED
     assert "2 of 3 shards, 11 samples damaged" in capsys.readouterr().err
     assert verify.main(["--shards", str(shards), "--repair", "--images", str(images), "--workers", "1"]) == 0
     assert "2 shards made again; whole" in capsys.readouterr().out

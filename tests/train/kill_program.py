@@ -1,8 +1,8 @@
 """Kills a run of two ranks at random instants, again and again, until it has ended for all that.
 
-Started by test_survival.py: SHARDS CONFIG FOLDER KILLS SEED. Everything is imported once, and each attempt forks the
-two ranks from here, so that an attempt costs a second or two. FOLDER/undisturbed is the run that nobody kills,
-FOLDER/killed the other. Prints what was killed when, as JSON.
+Started by test_survival.py: SHARDS CONFIG CHECKPOINTS_FOLDER KILLS SEED. Everything is imported once, and each attempt forks the
+two ranks from here, so that an attempt costs a second or two. CHECKPOINTS_FOLDER/undisturbed is the run that nobody kills,
+CHECKPOINTS_FOLDER/killed the other. Prints what was killed when, as JSON.
 """
 
 import json
@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 
+from pipeline.artifacts.run_files import CHECKPOINTS_FOLDER
 from pipeline.foundation.errors import exit_code_of
 from train import pretrain
-from train.engine.checkpoint import FOLDER, checkpoints
+from train.engine.checkpoint import checkpoints
 from train.run.log import read_log
 
 RANKS = 2
@@ -73,7 +74,7 @@ def main() -> None:
     first = time.monotonic() - began
     assert codes_of(pids) == [0, 0]
     reach = first + 5 * (time.monotonic() - began - first) / len(read_log(reference))
-    saves = killed / FOLDER
+    saves = killed / CHECKPOINTS_FOLDER
     while len(record) < int(kills):
         pids = begin(killed, f"--set=pretrain.data.num_workers={rng.choice([0, 1])}")
         how = rng.choices(["at any moment", "inside a save", "one rank"], [30, 15, 3])[0]

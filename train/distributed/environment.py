@@ -6,6 +6,7 @@ import os
 import re
 
 from pipeline.foundation.errors import InputError
+from pipeline.foundation.this_rank import this_rank
 
 FIRST_PORT, PORTS = 20_000, 10_000  # where the ranks of a Slurm job meet, by its number
 
@@ -56,8 +57,18 @@ def num_ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def local_rank() -> int:
+    """This process's place among those of its node, by torchrun's variables."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def local_gpu(num_visible: int) -> int:
+    """Which of the visible GPUs is this process's. `srun --gpus-per-task=1` shows each task its own alone."""
+    return 0 if num_visible == 1 and "SLURM_PROCID" in os.environ else local_rank()
+
+
 def node_ranks() -> range:
     """The ranks of this process's node, by torchrun's variables."""
-    rank, size = int(os.environ.get("RANK", 0)), num_ranks()
-    first = rank - int(os.environ.get("LOCAL_RANK", 0))
+    size = num_ranks()
+    first = this_rank() - local_rank()
     return range(first, min(first + int(os.environ.get("LOCAL_WORLD_SIZE", 1)), size))

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from pipeline.foundation.errors import InputError
-from train.distributed.environment import num_ranks
+from pipeline.foundation.this_rank import this_rank
+from train.distributed.environment import local_gpu, num_ranks
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ def world_from_environment(*, timeout_minutes: float = 10.0) -> Iterator[World]:
         InputError: a node has fewer GPUs than processes, or the others do not come.
         LostRankError: a collective failed within.
     """
-    size, device = num_ranks(), _device(int(os.environ.get("LOCAL_RANK", 0)))
+    size, device = num_ranks(), _device()
     if size == 1:
         yield World(0, 1, device)
         return
-    rank, cuda, timeout = int(os.environ["RANK"]), device.type == "cuda", timedelta(minutes=timeout_minutes)
+    rank, cuda, timeout = this_rank(), device.type == "cuda", timedelta(minutes=timeout_minutes)
     try:
         dist.init_process_group(
             "nccl" if cuda else "gloo",
@@ -122,14 +123,13 @@ def _is_of_collective(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
 
 
-def _device(local_rank: int) -> torch.device:
+def _device() -> torch.device:
     """This rank's GPU, or the CPU where there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     visible = torch.cuda.device_count()
-    if visible == 1 and "SLURM_PROCID" in os.environ:  # srun --gpus-per-task=1 shows each task its own
-        local_rank = 0
-    if local_rank >= visible:
-        raise InputError(f"process {local_rank} of this node has no GPU, {visible} are visible; start fewer processes")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    gpu = local_gpu(visible)
+    if gpu >= visible:
+        raise InputError(f"process {gpu} of this node has no GPU, {visible} are visible; start fewer processes")
+    torch.cuda.set_device(gpu)
+    return torch.device("cuda", gpu)

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.artifacts.run_files import CHECKPOINTS_FOLDER
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import atomic_writer, is_temporary
 from train.distributed.collectives import copy_from_main, from_main
 from train.engine.build import Training, unwrapped
 
-FOLDER = "checkpoints"
 FORMAT_VERSION = 1
 MILESTONE = "-milestone"
 
@@ -41,7 +41,7 @@ class Checkpoints:
     """
 
     def __init__(self, run: Path, *, fingerprint: str, keep: int) -> None:
-        self.folder, self._fingerprint, self._keep = run / FOLDER, fingerprint, keep
+        self.folder, self._fingerprint, self._keep = run / CHECKPOINTS_FOLDER, fingerprint, keep
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: concurrent.futures.Future[None] | None = None
         self.saved_at = time.monotonic()
@@ -110,7 +110,7 @@ def _of_the_disk(error: BaseException | None) -> OSError | None:
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted((run / FOLDER).glob("step-*.pt"))
+    return sorted((run / CHECKPOINTS_FOLDER).glob("step-*.pt"))
 
 
 def resume(run: Path, training: Training, *, fingerprint: str) -> int:
@@ -140,7 +140,7 @@ def _tensors(training: Training) -> list[Tensor]:
 
 def _restore(run: Path, training: Training, fingerprint: str) -> str:
     """Load the newest whole checkpoint here; gives what of it is no tensor, as JSON."""
-    for leftover in (run / FOLDER).glob(".*"):
+    for leftover in (run / CHECKPOINTS_FOLDER).glob(".*"):
         if is_temporary(leftover):
             leftover.unlink()
     found = checkpoints(run)
@@ -153,7 +153,7 @@ def _restore(run: Path, training: Training, fingerprint: str) -> str:
             training.optimizer.load_state_dict(state["optimizer"])
             return json.dumps({"step": state["step"], "scaler": state["scaler"]})
     if found:
-        raise InputError(f"all {len(found)} checkpoints in {run / FOLDER} were damaged; choose another RUN")
+        raise InputError(f"all {len(found)} checkpoints in {run / CHECKPOINTS_FOLDER} were damaged; choose another RUN")
     return json.dumps({"step": 0, "scaler": None})
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 
+from pipeline.artifacts.run_files import BACKBONE_NAME, SKIPPED_NAME, not_finite_name
 from pipeline.foundation.errors import AgreedError, InputError
 from pipeline.foundation.files import write_atomic
 from pipeline.foundation.progress import Progress, say
@@ -17,7 +18,7 @@ from train.data.device import Arrived, device_batches
 from train.data.loader import host_batches
 from train.data.shards.open import max_superpixels
 from train.data.shards.reader import Skipped
-from train.data.shards.skipped import SKIPPED_NAME, SkippedLog, require_few_skipped
+from train.data.shards.skipped import SkippedLog, require_few_skipped
 from train.distributed.collectives import from_main, sum_over_ranks, texts_of_all
 from train.distributed.environment import node_ranks
 from train.distributed.replicas import distribute
@@ -26,7 +27,7 @@ from train.engine.build import Training, build_training, compile_backbones, unwr
 from train.engine.checkpoint import Checkpoints, resume
 from train.engine.job import Job, _say_what_starts
 from train.engine.step import NotFiniteError, StepFigures, train_step
-from train.models.backbone_file import BACKBONE_NAME, save_backbone
+from train.models.backbone_file import save_backbone
 from train.run.clock import StepClock
 from train.run.log import RunLog
 from train.run.metrics import memory_gb
@@ -245,7 +246,7 @@ class _Loop:
             {**culprit._asdict(), "keys": [self.job.reader.key_of(i) for i in culprit.sample_ids]}
             for culprit in (error.culprits if self.world.is_main else ())
         ]
-        path = self.run / f"not-finite-step-{error.step:08d}.json"
+        path = self.run / not_finite_name(error.step)
         if self.log is not None:
             with self.log.attempt(path.name):
                 write_atomic(path, json.dumps({"loss": str(error.loss), "culprits": found}, indent=1) + "\n")

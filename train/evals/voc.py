@@ -19,6 +19,7 @@ import torch
 import torchvision
 
 from pipeline.artifacts.fingerprint import fingerprint
+from pipeline.artifacts.run_files import BACKBONE_NAME, PREDICTIONS_NAME, RESULTS_NAME, evaluation_folder
 from pipeline.foundation.errors import InputError, exit_code_of
 from pipeline.foundation.files import sha256_of, write_atomic
 from pipeline.foundation.settings import load_settings
@@ -28,13 +29,12 @@ from train.evals.segmentation.fine_tune import Normalisation, TrainingExamples, 
 from train.evals.segmentation.metrics import check_report_classes, scores_of, summary_of, table_of
 from train.evals.segmentation.pictures import prediction_strip, predictions_sheet
 from train.evals.segmentation.voc_folder import VocFolder, VocSplit
-from train.models.backbone_file import BACKBONE_NAME, ExportedBackbone, load_run_backbone
+from train.models.backbone_file import ExportedBackbone, load_run_backbone
 from train.models.initial import Init, initial_backbone
 
 FORMAT_VERSION = 1
 PROTOCOL_VERSION = 1  # raised when the code gives other numbers for equal settings
 PREVIEWS = 8
-RESULTS_NAME, PICTURE_NAME = "results.json", "predictions.png"
 _NOT_PROTOCOL = {"seeds", "inits", "report_classes"}
 
 
@@ -89,7 +89,7 @@ def prepare(run: Path, voc: Path, *, settings: EvalVocSettings, out: Path | None
         classes=folder.classes,
         train=train,
         val=folder.split(settings.val_list),
-        out=out or run / "eval-voc",
+        out=out or run / evaluation_folder("voc"),
     )
     try:
         evaluation.out.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def run_evaluation(evaluation: VocEvaluation) -> dict[str, Any]:
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         "inits": {init: summary_of(by_seed) for init, by_seed in scores.items()},
     }
-    write_atomic(evaluation.out / PICTURE_NAME, _picture(evaluation))
+    write_atomic(evaluation.out / PREDICTIONS_NAME, _picture(evaluation))
     write_atomic(evaluation.out / RESULTS_NAME, _json(results))
     return results
 
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluation = prepare(arguments.run, arguments.voc, settings=settings, out=arguments.out)
     results = run_evaluation(evaluation)
     print(table_of(results["inits"], classes=evaluation.classes, report_classes=settings.report_classes))
-    print(f"{len(evaluation.val)} images; {evaluation.out / RESULTS_NAME}, {evaluation.out / PICTURE_NAME}")
+    print(f"{len(evaluation.val)} images; {evaluation.out / RESULTS_NAME}, {evaluation.out / PREDICTIONS_NAME}")
     return 0
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.artifacts.run_files import BACKBONE_NAME
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import write_atomic
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, image_size_of, make_backbone
 
-BACKBONE_NAME = "backbone.pt"
 FORMAT = "r2o.backbone"
 FORMAT_VERSION = 1
 _MEMBERS = ("format", "format_version", "backbone", "mean", "std", "fingerprint", "state_dict")

@@ -20,16 +20,13 @@ import torchvision
 
 from pipeline.artifacts.fingerprint import differences, fingerprint
 from pipeline.artifacts.manifest import Manifest
+from pipeline.artifacts.run_files import CONFIG_NAME, LOCK_NAME, RECORD_NAME
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import sha256_of, write_atomic
 from pipeline.foundation.locks import only_holder
 from pipeline.foundation.settings import dump_settings, load_settings
 from train.config.batches import BatchPlan
 from train.config.pretrain import PretrainSettings
-
-CONFIG_NAME = "config.yaml"
-RECORD_NAME = "run.json"  # fingerprints, seed, versions, commit and command, and every start
-LOCK_NAME = ".lock"
 
 
 @dataclass(frozen=True)

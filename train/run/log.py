@@ -20,12 +20,11 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
+from pipeline.artifacts.run_files import EVENTS_FOLDER, LOG_NAME
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.progress import say
 from train.config.pretrain import PretrainSettings
 
-LOG_NAME = "log.jsonl"
-EVENTS_FOLDER = "tensorboard"
 FINISH_TIMEOUT = 300.0  # seconds that W&B may take at the end; a network that is gone holds no exit
 GROUPS = {  # of figures, as TensorBoard and W&B show them; what is not named here is under `train/`
     "collapse": ("prediction_std", "projection_std"),

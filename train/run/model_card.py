@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.run_files import CONFIG_NAME, RESULTS_NAME, evaluation_folder
 from train.models.backbone import VIT_SIZES
-from train.run.folder import CONFIG_NAME
 from train.run.log import read_log
 
 SHOWN = ("loss", "num_clusters", "prediction_std", "projection_std", "valid_fraction")
@@ -134,7 +134,7 @@ def _figures(run: Path, step: int | None, *, fingerprint: str) -> str:
     for figure in ("knn_top1", "abo"):
         if probes := _until(read_log(run, figure=figure), step):
             lines.append(f"Last probe, {figure}: {probes[-1][figure]:.4f} at step {probes[-1]['step']:.0f}.")
-    results = run / "eval-voc" / "results.json"
+    results = run / evaluation_folder("voc") / RESULTS_NAME
     if step is None and results.exists():
         found = json.loads(results.read_bytes())
         if found["backbone"]["run_fingerprint"] == fingerprint:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipeline.artifacts.run_files import PANELS_FOLDER
 from pipeline.artifacts.sample import IMAGE_MEMBER, SUPERPIXELS_MEMBER, map_member
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import atomic_writer
@@ -27,7 +28,6 @@ from train.r2o.kmeans import seeding_uniforms
 from train.r2o.model import R2O
 from train.run.log import read_log
 
-FOLDER = "panels"
 TILE = 160  # pixels
 MAX_HISTORY_COLUMNS = 8
 CURVES = ("loss", "num_clusters", "prediction_std", "projection_std", "valid_fraction")
@@ -66,7 +66,7 @@ class Panels:
             ]
             for image, labels, refined in zip(self._tiles, self._superpixels_of(epoch), refined_maps, strict=False)
         ]
-        folder = run / FOLDER
+        folder = run / PANELS_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step-{step:08d}.png"
         num_clusters = self._settings.num_clusters(epoch)
@@ -120,7 +120,7 @@ def draw_curves(run: Path) -> None:
     log = read_log(run)
     if log:
         series = {name: [line[name] for line in log] for name in CURVES}
-        _save(line_charts(series, x=[line["step"] for line in log], x_label="step"), run / FOLDER / "curves.png")
+        _save(line_charts(series, x=[line["step"] for line in log], x_label="step"), run / PANELS_FOLDER / "curves.png")
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pipeline.foundation.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
+from pipeline.foundation.exit_codes import EXIT_INTERRUPTED, EXIT_REQUEUE
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pipeline.artifacts.run_files import EVENTS_FOLDER, LOG_NAME
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.progress import Progress, say
 from train.config.pretrain import PretrainSettings
-from train.run.log import EVENTS_FOLDER, LOG_NAME, RunLog, Telling, read_log, require_loggers
+from train.run.log import RunLog, Telling, read_log, require_loggers
 
 SETTINGS = PretrainSettings()
 ROOT = Path(__file__).parents[3]

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.run_files import SKIPPED_NAME
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import write_atomic
 from pipeline.foundation.progress import say
 from train.data.shards.reader import Skipped
 
-SKIPPED_NAME = "skipped.jsonl"
 SHOWN = 5  # lines a step
 
 
