@@ -10,7 +10,6 @@ import hashlib
 import os
 import sys
 import tarfile
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -37,13 +36,15 @@ from pipeline.artifacts.sample import (
     decode_label_map,
     map_member,
 )
-from pipeline.foundation.errors import InputError, exit_code_of
-from pipeline.foundation.exit_codes import EXIT_DAMAGED, EXIT_TOO_MANY_BAD
+from pipeline.foundation.errors import InputError, exit_code_of, os_errors_named
+from pipeline.foundation.exit_codes import EXIT_DAMAGED
 from pipeline.foundation.folders import Folder, folder_at
 from pipeline.foundation.progress import Progress
-from pipeline.foundation.settings import dump_settings, load_settings
-from preprocess import make_shards
+from pipeline.foundation.settings import load_settings
 from preprocess.config import ShardSettings
+from preprocess.shards.plan import Plan
+from preprocess.shards.ray_driver import make_missing
+from preprocess.sources.list_images import list_images
 
 SHOWN_KEYS = 5
 NOT_OURS = "belongs to nothing"
@@ -258,13 +259,9 @@ def _repair(args: argparse.Namespace, folder: Folder, manifest: Manifest, damage
     for name in damaged:
         folder.remove(name)
         folder.remove(str(Path(name).with_suffix(".index")))
-    with tempfile.TemporaryDirectory(prefix="r2o-repair-") as scratch:
-        config = Path(scratch) / "shards.yaml"
-        config.write_text(dump_settings(shards=_settings_of(manifest, args)), encoding="utf-8")
-        code = make_shards.main([f"--images={args.images}", f"--shards={args.shards}", f"--config={config}"])
-    if code not in (0, EXIT_TOO_MANY_BAD):
-        return code
-    made = Manifest.read(folder)
+    settings = _settings_of(manifest, args)
+    with os_errors_named(args.shards), list_images(args.images, settings.source) as listing:
+        made = make_missing(Plan(listing, settings), args.shards, images=args.images).manifest
     numbers = [number for number, stats in enumerate(made.shards) if stats.name in damaged]
     left = [fault for number in numbers for fault in check_shard(folder.root, made, number, args.deep)]
     left += [fault for fault in _about_set(folder, made) if not fault.endswith(NOT_OURS)]

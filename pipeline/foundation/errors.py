@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from pipeline.foundation.exit_codes import EXIT_INPUT_ERROR, EXIT_INTERRUPTED
 from pipeline.foundation.progress import say
@@ -15,6 +16,16 @@ class InputError(ValueError):
 
 class AgreedError(InputError):
     """An input error that every rank of a job raises at the same point; the first of them says it."""
+
+
+@contextmanager
+def os_errors_named(place: object) -> Iterator[None]:
+    """Turn an OSError of the block into an InputError that names its file, or `place` where it names none."""
+    try:
+        yield
+    except OSError as error:
+        where, what = error.filename or place, error.strerror or error
+        raise InputError(f"{where}: {what}; put that right and run the same command again") from None
 
 
 def exit_code_of(main: Callable[[], int | None]) -> int:

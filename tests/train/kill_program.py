@@ -1,8 +1,8 @@
 """Kills a run of two ranks at random instants, again and again, until it has ended for all that.
 
-Started by test_survival.py: SHARDS CONFIG CHECKPOINTS_FOLDER KILLS SEED. Everything is imported once, and each attempt forks the
-two ranks from here, so that an attempt costs a second or two. CHECKPOINTS_FOLDER/undisturbed is the run that nobody kills,
-CHECKPOINTS_FOLDER/killed the other. Prints what was killed when, as JSON.
+Started by test_survival.py: SHARDS CONFIG FOLDER KILLS SEED. Everything is imported once, and each attempt forks the
+two ranks from here, so that an attempt costs a second or two. FOLDER/undisturbed is the run that nobody kills,
+FOLDER/killed the other. Prints what was killed when, as JSON.
 """
 
 import json

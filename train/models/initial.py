@@ -7,10 +7,10 @@ from typing import Literal
 from train.models.backbone import Backbone, build_backbone
 from train.models.backbone_file import ExportedBackbone
 
-Init = Literal["run", "random"]
+InitName = Literal["run", "random"]
 
 
-def initial_backbone(init: Init, *, exported: ExportedBackbone, seed: int, dilate_c5: bool) -> Backbone:
+def initial_backbone(init: InitName, *, exported: ExportedBackbone, seed: int, dilate_c5: bool) -> Backbone:
     """A backbone to fine-tune.
 
     Args:

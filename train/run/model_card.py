@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.results import Results, Spread
 from pipeline.artifacts.run_files import CONFIG_NAME, RESULTS_NAME, evaluation_folder
 from train.models.backbone import VIT_SIZES
 from train.run.log import read_log
@@ -134,11 +134,9 @@ def _figures(run: Path, step: int | None, *, fingerprint: str) -> str:
     for figure in ("knn_top1", "abo"):
         if probes := _until(read_log(run, figure=figure), step):
             lines.append(f"Last probe, {figure}: {probes[-1][figure]:.4f} at step {probes[-1]['step']:.0f}.")
-    results = run / evaluation_folder("voc") / RESULTS_NAME
-    if step is None and results.exists():
-        found = json.loads(results.read_bytes())
-        if found["backbone"]["run_fingerprint"] == fingerprint:
-            lines += [_voc_line(init, one) for init, one in found["inits"].items()]
+    results = Results.read(run / evaluation_folder("voc") / RESULTS_NAME)
+    if step is None and results is not None and results.backbone.run_fingerprint == fingerprint:
+        lines += [_voc_line(init, results.spread(init, "mean_iou")) for init in results.inits]
     return "\n".join(lines) or "None yet."
 
 
@@ -147,10 +145,9 @@ def _until(log: list[dict[str, float]], step: int | None) -> list[dict[str, floa
     return [line for line in log if step is None or line["step"] < step]
 
 
-def _voc_line(init: str, summary: Mapping[str, Any]) -> str:
-    score = summary["mean_iou"]
-    spread = "" if score["std"] is None else f" ± {score['std']:.4f}"
-    return f"VOC, fine-tuned FCN from {init}: mIoU {score['mean']:.4f}{spread} over {score['n']} seeds."
+def _voc_line(init: str, score: Spread) -> str:
+    spread = "" if score.std is None else f" ± {score.std:.4f}"
+    return f"VOC, fine-tuned FCN from {init}: mIoU {score.mean:.4f}{spread} over {score.n} seeds."
 
 
 def _origin(record: Mapping[str, Any]) -> str:

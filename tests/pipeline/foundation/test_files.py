@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import atomic_writer, is_temporary, sha256_of, write_atomic
-from pipeline.foundation.locks import only_holder
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -79,26 +77,3 @@ def test_sha256(tmp_path):
     data = os.urandom(300_000)
     (tmp_path / "f").write_bytes(data)
     assert sha256_of(tmp_path / "f") == hashlib.sha256(data).hexdigest()
-
-
-def test_a_lock_ends_with_its_holder_though_a_child_of_it_lives_on(tmp_path: Path) -> None:
-    holder = (
-        "import os, signal, sys, time; from pathlib import Path; from pipeline.foundation.files import only_holder\n"
-        "with only_holder(Path(sys.argv[1]), otherwise='busy'):\n"
-        "    if os.fork() == 0:\n"
-        "        os.close(1); time.sleep(60)\n"
-        "    print('held', flush=True); time.sleep(60)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", holder, str(tmp_path / "lock")], stdout=subprocess.PIPE, process_group=0
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"held\n"
-    with pytest.raises(InputError, match="busy"), only_holder(tmp_path / "lock", otherwise="busy"):
-        pass
-    process.kill()
-    process.wait()
-    with only_holder(tmp_path / "lock", otherwise="busy"):
-        pass
-    os.killpg(process.pid, signal.SIGKILL)
-    process.stdout.close()

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -11,6 +16,7 @@ import pytest
 from pipeline.foundation import locks
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.folders import folder_at
+from pipeline.foundation.locks import only_holder
 
 
 @pytest.fixture
@@ -72,3 +78,26 @@ def test_a_lock_file_that_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch
     with locks.held(folder_at(tmp_path), shards="s"):
         assert path.exists()
     assert len(calls) == 2
+
+
+def test_a_lock_ends_with_its_holder_though_a_child_of_it_lives_on(tmp_path: Path) -> None:
+    holder = (
+        "import os, signal, sys, time; from pathlib import Path; from pipeline.foundation.locks import only_holder\n"
+        "with only_holder(Path(sys.argv[1]), otherwise='busy'):\n"
+        "    if os.fork() == 0:\n"
+        "        os.close(1); time.sleep(60)\n"
+        "    print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path / "lock")], stdout=subprocess.PIPE, process_group=0
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    with pytest.raises(InputError, match="busy"), only_holder(tmp_path / "lock", otherwise="busy"):
+        pass
+    process.kill()
+    process.wait()
+    with only_holder(tmp_path / "lock", otherwise="busy"):
+        pass
+    os.killpg(process.pid, signal.SIGKILL)
+    process.stdout.close()

@@ -1,13 +1,8 @@
-"""The bytes of finished shards: from a folder, or from anywhere through a bounded cache on this node's own disk.
-
-No file is used before it is whole: a copy takes its name when its size and SHA-256 are the manifest's, and a file that
-lies there already is compared once, by one process of the node, which leaves a mark for the others.
-"""
+"""The bytes of finished shards, from a folder or through the cache. No file is used before it is whole."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,22 +11,22 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pipeline.artifacts.manifest import Manifest, ShardIndex
 from pipeline.foundation.errors import InputError
-from pipeline.foundation.files import sha256_of, write_atomic
+from pipeline.foundation.files import sha256_of
 from pipeline.foundation.folders import LocalFolder, folder_at
+from train.data.shards.cache import ShardCache, WrongContentError, default_cache, leave_mark, locked, mark_of
 
 OPEN_FILES = 64
 INDEXES = 128
 CHUNK = 8 * 2**20  # bytes of one request
 FIRST_PAUSE = 0.1  # seconds before the first retry; doubled for each further one
-ROOM_POLL = 0.05  # seconds
 FETCHERS = 4  # threads a process
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tar")
 T = TypeVar("T")
@@ -42,12 +37,6 @@ class Entry(NamedTuple):
 
     key: str
     members: dict[str, tuple[int, int]]
-
-
-def default_cache() -> Path:
-    """$R2O_CACHE, or r2o in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("R2O_CACHE") or Path(home) / "r2o")
 
 
 class ShardFiles:
@@ -194,16 +183,19 @@ class ShardFiles:
         if shard in self._ready and (not self.is_cached or path.exists()):
             return path
         if self.is_cached:
-            self.cache.mkdir(parents=True, exist_ok=True)
-            with _locked(self.cache / f".{path.name}.lock", wait=wait):
-                if not self._is_whole(path, shard):
-                    self._copy(shard, path, wait=wait)
-                with suppress(FileNotFoundError):  # removed already; whoever opens it asks again
-                    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # last used; see _make_room
+            self._copied(shard, wait=wait)
         else:
             self._check_in_place(path, shard, wait=wait)
         self._ready.add(shard)
         return path
+
+    def _copied(self, shard: int, *, wait: bool) -> None:
+        stats = self.manifest.shards[shard]
+        copies = ShardCache(self.cache, self.cache_bytes, self.verify)
+        try:
+            copies.make_ready(stats, lambda file: self._download(stats.name, stats.bytes, file), wait=wait)
+        except WrongContentError:
+            raise InputError(self._wrong_content(shard)) from None
 
     def _check_in_place(self, path: Path, shard: int, *, wait: bool) -> None:
         stats = self.manifest.shards[shard]
@@ -215,54 +207,18 @@ class ShardFiles:
             raise InputError(self._wrong_size(shard, size))
         if not self.verify:
             return
-        mark = self._mark(path, stats.sha256)
+        mark = mark_of(path, stats.sha256)
         with suppress(OSError):
             mark.parent.mkdir(parents=True, exist_ok=True)
         can_mark = os.access(mark.parent, os.W_OK)  # otherwise every process checks for itself
-        with _locked(mark.with_suffix(".lock"), wait=wait) if can_mark else nullcontext():
+        with locked(mark.with_suffix(".lock"), wait=wait) if can_mark else nullcontext():
             if mark.exists():
                 return
             if self._retried(lambda: sha256_of(path), self._name(shard)) != stats.sha256:
                 raise InputError(self._wrong_content(shard))
             if can_mark:
-                _leave(mark)
+                leave_mark(mark)
                 mark.with_suffix(".lock").unlink(missing_ok=True)
-
-    def _is_whole(self, path: Path, shard: int) -> bool:
-        stats = self.manifest.shards[shard]
-        if not path.exists() or path.stat().st_size != stats.bytes:
-            return False
-        mark = self._mark(path, stats.sha256)
-        if not self.verify or mark.exists():
-            return True
-        if sha256_of(path) != stats.sha256:
-            return False
-        _leave(mark)
-        return True
-
-    def _copy(self, shard: int, path: Path, *, wait: bool) -> None:
-        """Copy a shard into the cache under the lock of its name. Raises InputError where it cannot be had whole."""
-        stats = self.manifest.shards[shard]
-        temporary = path.with_name(f".{path.name}.part")  # what a killed process left there is written over
-        for attempt in range(2):
-            self._reserve(temporary, stats.bytes, wait=wait)
-            try:
-                digest = self._download(stats.name, stats.bytes, temporary)
-            except OSError as error:
-                temporary.unlink(missing_ok=True)
-                if error.errno != errno.ENOSPC or attempt:
-                    raise InputError(f"{self.cache}: {error.strerror or error}; lower pretrain.data.cache_gb") from None
-                with self._counting():
-                    self._make_room(self.cache_bytes // 2, keep=temporary)
-                continue
-            if temporary.stat().st_size == stats.bytes and (not self.verify or digest == stats.sha256):
-                with self._counting():
-                    os.utime(temporary)  # not the first to give way
-                    os.replace(temporary, path)
-                    _leave(self._mark(path, stats.sha256))
-                return
-        temporary.unlink()
-        raise InputError(self._wrong_content(shard))
 
     def _download(self, name: str, size: int, temporary: Path) -> str:
         digest = hashlib.sha256()
@@ -278,40 +234,6 @@ class ShardFiles:
             file.truncate()
             os.fsync(file.fileno())  # the mark must not outlive the bytes
         return digest.hexdigest()
-
-    def _reserve(self, temporary: Path, size: int, *, wait: bool) -> None:
-        """Take room for a copy by a file of its size; copies that others have under way count, and may have to end."""
-        if size > self.cache_bytes:
-            raise InputError(f"a shard has {size / 1e9:.3g} GB, more than pretrain.data.cache_gb allows; raise it")
-        while True:
-            with self._counting():
-                if self._make_room(size, keep=temporary):
-                    with temporary.open("wb") as file:
-                        file.truncate(size)
-                    return
-            if not wait:
-                raise BlockingIOError
-            time.sleep(ROOM_POLL)
-
-    def _counting(self) -> AbstractContextManager[None]:
-        """Held while the cache is counted, and while a name in it changes: a renamed file would escape the count."""
-        return _locked(self.cache / ".room.lock", wait=True)
-
-    def _make_room(self, size: int, *, keep: Path) -> bool:
-        """Remove what was used longest ago until there is room; whether there is."""
-        found = []
-        for file in self.cache.iterdir():
-            with suppress(FileNotFoundError):
-                stat = file.stat()
-                found.append((stat.st_atime_ns, stat.st_size, file))
-        total = sum(held for _, held, file in found if file != keep)
-        for _, held, file in sorted(found):
-            if total + size <= self.cache_bytes:
-                break
-            if file != keep and (file.suffix == ".tar" or _is_abandoned(file)):
-                file.unlink(missing_ok=True)  # whoever has it open goes on reading it
-                total -= held
-        return total + size <= self.cache_bytes
 
     def _read_index(self, shard: int) -> list[bytes]:
         """The lines of an index, checked; parsed, those of 128 shards would take 100 MB of each process."""
@@ -362,34 +284,3 @@ class ShardFiles:
         return (
             f"{self._name(shard)} is not what the manifest names (SHA-256); `make verify SHARDS=… REPAIR=1` remakes it"
         )
-
-    def _mark(self, path: Path, sha256: str) -> Path:
-        """The file whose existence says that this very file, unchanged, has been found whole."""
-        stat = path.stat()
-        facts = (str(path.absolute()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, sha256)
-        return default_cache() / "verified" / hashlib.sha256(repr(facts).encode()).hexdigest()
-
-
-def _leave(mark: Path) -> None:
-    with suppress(OSError):
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(mark, "")
-
-
-def _is_abandoned(file: Path) -> bool:
-    """Whether a copy under way is nobody's any more: its process was killed."""
-    if file.suffix != ".part":
-        return False
-    try:
-        with _locked(file.with_suffix(".lock"), wait=False):
-            return True
-    except BlockingIOError:
-        return False
-
-
-@contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock of a file; raises BlockingIOError where another process holds it, unless `wait`."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
