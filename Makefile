@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo scenes shards verify preview pretrain export eval-voc test lint bench bench-shards bench-stream bench-step bench-train clean
+.PHONY: help install demo scenes shards verify preview pretrain export test lint bench bench-shards bench-stream bench-step bench-train clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,13 @@ TESTS ?= not slow and not system and not gpu
 PYTEST_ARGS ?=
 
 # What the user gives reaches the recipes as it was typed, through the environment: neither make nor a shell reads it.
-GIVEN := PYTHON VENV WORK TESTS IMAGES SHARDS RUN VOC CONFIG NPROC INIT FORMAT HEADS CHECKPOINT SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS
+GIVEN := PYTHON VENV WORK TESTS IMAGES SHARDS RUN CONFIG NPROC INIT FORMAT HEADS CHECKPOINT SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS
+# An evaluation is a command of train/evals: `make eval-x RUN=… X=…` hands the folder X on as --x.
+ALPHABET := a:A b:B c:C d:D e:E f:F g:G h:H i:I j:J k:K l:L m:M n:N o:O p:P q:Q r:R s:S t:T u:U v:V w:W x:X y:Y z:Z
+CAPITAL = $(eval CAPITALS := $(subst $(firstword $(subst :, ,$1)),$(lastword $(subst :, ,$1)),$(CAPITALS)))
+upper = $(strip $(eval CAPITALS := $1)$(foreach l,$(ALPHABET),$(call CAPITAL,$l))$(CAPITALS))
+EVALS := $(filter-out __init__ trials,$(basename $(notdir $(wildcard train/evals/*.py))))
+GIVEN += $(foreach e,$(EVALS),$(call upper,$e))
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 export PYTHONUTF8 = 1
@@ -27,7 +33,7 @@ usage-verify = make verify SHARDS=<folder of shards> [REPAIR=1 IMAGES=<images>]
 usage-preview = make preview SHARDS=<folder of shards> PNG=<new file>
 usage-pretrain = make pretrain SHARDS=<folder of shards> RUN=<new folder> [NPROC=<processes>] [INIT=<weights>]
 usage-export = make export RUN=<folder of a run> OUT=<file.pth> [FORMAT=torchvision|timm|detectron2|mmseg] [HEADS=1] [CHECKPOINT=<file>]
-usage-eval-voc = make eval-voc RUN=<folder of a run> VOC=<VOC2012 folder>
+$(foreach e,$(EVALS),$(eval usage-eval-$e = make eval-$e RUN=<folder of a run> $(call upper,$e)=<folder of its data>))
 
 help:
 	@echo 'make demo        the whole pipeline on generated images, in minutes; results in WORK=runs/demo'
@@ -36,7 +42,7 @@ help:
 	@echo '$(usage-verify)'
 	@echo '$(usage-preview)'
 	@echo '$(usage-pretrain)'
-	@echo '$(usage-eval-voc)'
+	@$(foreach e,$(EVALS),echo '$(usage-eval-$e)';)
 	@echo '$(usage-export)'
 	@echo '                 each of these also takes CONFIG=<file of configs/> and SET="section.key=value …"'
 	@echo 'make test        the tests without the slow ones; make lint: format, lint and types; make bench-shards, bench-stream, bench-step, bench-train: speed (make bench: all)'
@@ -63,8 +69,12 @@ pretrain: need-SHARDS need-RUN $(STAMP)
 export: need-RUN need-OUT $(STAMP)
 	@set -f; $(R2O) export "--run=$$RUN" "--out=$$OUT" $${FORMAT:+"--format=$$FORMAT"} $${HEADS:+--heads} $${CHECKPOINT:+"--checkpoint=$$CHECKPOINT"}
 
-eval-voc: need-RUN need-VOC $(STAMP)
-	@set -f; $(R2O) eval-voc "--run=$$RUN" "--voc=$$VOC" $(SETTINGS)
+define evaluation
+.PHONY: eval-$1
+eval-$1: need-RUN need-$2 $$(STAMP)
+	@set -f; $$(R2O) eval-$1 "--run=$$$$RUN" "--$1=$$$$$2" $$(SETTINGS)
+endef
+$(foreach e,$(EVALS),$(eval $(call evaluation,$e,$(call upper,$e))))
 
 need-%:
 	@test -n "$$$*" || { echo 'r2o: error: $* is missing: $(usage-$(firstword $(MAKECMDGOALS)))' >&2; exit 2; }

@@ -3,48 +3,69 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from pipeline.foundation.settings import Settings, load_settings
+from pipeline.stages import EVALUATIONS
 from preprocess.config import SceneSettings, ShardSettings
-from train.config.evals import EvalVocSettings
+from train.config.evals import EvaluationSettings
 from train.config.pretrain import PretrainSettings
 
 
 class WorkflowSettings(Settings):
-    """What `r2o run` works on and where. Relative paths are relative to the current folder."""
+    """What `r2o run` works on and where. Relative paths are relative to the current folder.
+
+    Every evaluation adds a field of its name: the folder of its data.
+    """
 
     work: Path | None = Field(None, description="folder of all results; runs/<name of the config> where not given")
     images: Path | None = Field(None, description="folder to pretrain on; the embedded scenes where not given")
-    voc: Path | None = Field(None, description="VOC2012 folder to evaluate on; the scenes' own where neither is given")
     nproc: Annotated[int, Field(gt=0)] = Field(1, description="training processes on this machine")
     preview_images: Annotated[int, Field(gt=0)] = Field(24, description="tiles of the contact sheet")
+
+    def data_of(self, evaluation: str) -> Path | None:
+        """The folder that an evaluation of this name works on, where one is given."""
+        found: Path | None = getattr(self, evaluation)
+        return found
+
+
+def workflow_model() -> type[WorkflowSettings]:
+    """The settings with the field of every evaluation."""
+    fields: dict[str, Any] = {
+        name: (Path | None, Field(None, description=f"{evaluation.data}, to evaluate on"))
+        for name, evaluation in EVALUATIONS.items()
+    }
+    return create_model("WorkflowSettings", __base__=WorkflowSettings, **fields)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Every section of one config file."""
+    """Every section of one config file; `evaluations` by name."""
 
     scenes: SceneSettings
     shards: ShardSettings
     pretrain: PretrainSettings
-    eval_voc: EvalVocSettings
+    evaluations: Mapping[str, EvaluationSettings]
     workflow: WorkflowSettings
 
 
 def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """All sections of a config file. Raises InputError for the first mistake in any of them."""
+    of_evaluations = {name: evaluation.settings for name, evaluation in EVALUATIONS.items()}
+    known = ("scenes", "shards", "pretrain", *(model.SECTION for model in of_evaluations.values()), "workflow")
     return Recipe(
-        scenes=load_settings(SceneSettings, "scenes", path, overrides),
-        shards=load_settings(ShardSettings, "shards", path, overrides),
-        pretrain=load_settings(PretrainSettings, "pretrain", path, overrides),
-        eval_voc=load_settings(EvalVocSettings, "eval_voc", path, overrides),
-        workflow=load_settings(WorkflowSettings, "workflow", path, overrides),
+        scenes=load_settings(SceneSettings, "scenes", path, overrides, known),
+        shards=load_settings(ShardSettings, "shards", path, overrides, known),
+        pretrain=load_settings(PretrainSettings, "pretrain", path, overrides, known),
+        evaluations={
+            name: load_settings(model, model.SECTION, path, overrides, known) for name, model in of_evaluations.items()
+        },
+        workflow=load_settings(workflow_model(), "workflow", path, overrides, known),
     )
 
 

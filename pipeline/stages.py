@@ -1,16 +1,23 @@
-"""The stage graph as data: what each stage is called, starts, reads, writes and needs."""
+"""Stages as data: what each is called, starts, reads, writes and needs; and one entry for every evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.artifacts.manifest import MANIFEST_NAME
-from pipeline.artifacts.run_files import BACKBONE_NAME, PANELS_FOLDER, PREDICTIONS_NAME, RESULTS_NAME, evaluation_folder
-from pipeline.config import Recipe
+from pipeline.artifacts.run_files import (
+    BACKBONE_NAME,
+    PANELS_FOLDER,
+    PREDICTIONS_NAME,
+    RESULTS_NAME,
+    evaluation_folder,
+)
+from preprocess.config import SceneSettings, ShardSettings
+from train.config.evals import EvaluationSettings, EvalVocSettings
+from train.config.pretrain import PretrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +56,59 @@ class Stage:
     reconciles: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """All that parser, workflow and Makefile need to know of an evaluation.
+
+    Its name makes the verb `eval-<name>`, the option `--<name>`, the setting `workflow.<name>` (both name the folder of
+    its data), the Makefile's `make eval-<name> RUN=… <NAME>=…`, and the folder of results `RUN/eval-<name>`.
+
+    Args:
+        title: what people call the data set.
+        module: what `python -m` starts; train/evals/<name>.py.
+        settings: of its section.
+        help: what it does, for `r2o --help`.
+        data: what the folder of its data is.
+        of_scenes: where in the generated scenes such data lies; None: they have none.
+    """
+
+    name: str
+    title: str
+    module: str
+    settings: type[EvaluationSettings]
+    help: str
+    data: str
+    of_scenes: Path | None = None
+
+    @property
+    def verb(self) -> str:
+        """Of the command line, of the stage, and of the folder of results."""
+        return evaluation_folder(self.name)
+
+
+# A new evaluation is one entry here, its file in train/evals and its settings in train/config/evals.py.
+EVALUATIONS = {
+    evaluation.name: evaluation
+    for evaluation in (
+        Evaluation(
+            name="voc",
+            title="VOC",
+            module="train.evals.voc",
+            settings=EvalVocSettings,
+            help="fine-tune an FCN, score mIoU",
+            data="folder of VOC2012's layout",
+            of_scenes=Path("VOCdevkit") / "VOC2012",
+        ),
+    )
+}
+
+
 def config_arguments(config: Path | None, overrides: Sequence[str]) -> tuple[str, ...]:
     """`--config F` and `--set section.key=value` as every stage command takes them."""
     return (*([f"--config={config}"] if config else []), *(f"--set={override}" for override in overrides))
 
 
-def scenes_stage(recipe: Recipe, *, out: Path, options: tuple[str, ...] = ()) -> Stage:
+def scenes_stage(settings: SceneSettings, *, out: Path, options: tuple[str, ...] = ()) -> Stage:
     """Generate the embedded scenes: class folders under `out`/images and a VOC2012 layout."""
     return Stage(
         name="scenes",
@@ -63,11 +117,13 @@ def scenes_stage(recipe: Recipe, *, out: Path, options: tuple[str, ...] = ()) ->
         output=out,
         marker=out / "scenes.json",
         inputs={},
-        settings=recipe.scenes.model_dump(mode="json"),
+        settings=settings.model_dump(mode="json"),
     )
 
 
-def shards_stage(recipe: Recipe, *, images: Path | str, shards: Path | str, options: tuple[str, ...] = ()) -> Stage:
+def shards_stage(
+    settings: ShardSettings, *, images: Path | str, shards: Path | str, options: tuple[str, ...] = ()
+) -> Stage:
     """Images to superpixel shards. Ray gives each of its tasks one core, hence one thread."""
     return Stage(
         name="shards",
@@ -76,7 +132,7 @@ def shards_stage(recipe: Recipe, *, images: Path | str, shards: Path | str, opti
         output=Path(shards),
         marker=Path(shards) / MANIFEST_NAME,
         inputs={"images": Path(images)},
-        settings=recipe.shards.content(),
+        settings=settings.content(),
         resources=Resources(threads=1),
         shows=(("superpixel shards", Path(shards)),),
     )
@@ -96,11 +152,8 @@ def verify_stage(*, shards: Path | str, options: tuple[str, ...] = ()) -> Stage:
     )
 
 
-def preview_stage(
-    recipe: Recipe, *, shards: Path | str, out: Path, count: int | None = None, options: tuple[str, ...] = ()
-) -> Stage:
-    """A contact sheet of superpixels."""
-    count = recipe.workflow.preview_images if count is None else count
+def preview_stage(*, shards: Path | str, out: Path, count: int, options: tuple[str, ...] = ()) -> Stage:
+    """A contact sheet of `count` images with their superpixels."""
     return Stage(
         name="preview",
         module="preprocess.preview",
@@ -114,7 +167,7 @@ def preview_stage(
 
 
 def pretrain_stage(
-    recipe: Recipe, *, shards: Path | str, run: Path, nproc: int | None = None, options: tuple[str, ...] = ()
+    settings: PretrainSettings, *, shards: Path | str, run: Path, nproc: int, options: tuple[str, ...] = ()
 ) -> Stage:
     """R2O pretraining on `nproc` processes of this machine."""
     return Stage(
@@ -124,8 +177,8 @@ def pretrain_stage(
         output=run,
         marker=run / BACKBONE_NAME,
         inputs={"shards": Path(shards)},
-        settings=recipe.pretrain.content(),
-        resources=Resources(processes=nproc or recipe.workflow.nproc),
+        settings=settings.content(),
+        resources=Resources(processes=nproc),
         shows=(("pretrained backbone", run / BACKBONE_NAME), ("panels of refined masks", run / PANELS_FOLDER)),
     )
 
@@ -143,71 +196,26 @@ def export_stage(*, run: Path, out: Path, options: tuple[str, ...] = ()) -> Stag
     )
 
 
-def eval_voc_stage(recipe: Recipe, *, run: Path, voc: Path, options: tuple[str, ...] = ()) -> Stage:
-    """FCN fine-tuning and mIoU on a VOC2012 layout."""
-    out = run / evaluation_folder("voc")
-    return Stage(
-        name="eval-voc",
-        module="train.evals.voc",
-        arguments=(f"--run={run}", f"--voc={voc}", *options),
-        output=out,
-        marker=out / RESULTS_NAME,
-        inputs={"run": run, "voc": voc},
-        settings=recipe.eval_voc.content(),
-        shows=(("VOC results", out / RESULTS_NAME), ("VOC predictions", out / PREDICTIONS_NAME)),
-        reconciles=True,  # pairs of initialisation and seed are stored one by one
-    )
-
-
-def workflow(recipe: Recipe, *, work: Path, options: tuple[str, ...] = ()) -> tuple[Stage, ...]:
-    """The stages of `r2o run` in an order in which each comes after its needs.
-
-    Without `workflow.images` the embedded scenes are generated; without `workflow.voc` the evaluation takes the
-    scenes' VOC layout, and is left out where there are no scenes.
-    """
-    settings, scenes, shards, run = recipe.workflow, work / "scenes", work / "shards", work / "pretrain"
-    images = settings.images or scenes / "images"
-    voc = settings.voc or (None if settings.images else scenes / "VOCdevkit" / "VOC2012")
-    stages = [] if settings.images else [scenes_stage(recipe, out=scenes, options=options)]
-    stages += [
-        shards_stage(recipe, images=images, shards=shards, options=options),
-        preview_stage(recipe, shards=shards, out=work / "superpixels.png"),
-        pretrain_stage(recipe, shards=shards, run=run, options=options),
-    ]
-    if voc:
-        stages.append(eval_voc_stage(recipe, run=run, voc=voc, options=options))
-    return tuple(_connected(stages))
-
-
-def _connected(stages: Sequence[Stage]) -> list[Stage]:
-    """Each input that lies in another stage's output becomes a need of that stage."""
-
-    def maker(path: Path) -> str | None:
-        return next((s.name for s in stages if s.output == path or s.output in path.parents), None)
-
-    connected = []
-    for stage in stages:
-        needs = tuple(dict.fromkeys(name for path in stage.inputs.values() if (name := maker(path))))
-        outside = {option: path for option, path in stage.inputs.items() if not maker(path)}
-        connected.append(replace(stage, needs=needs, inputs=outside))
-    return connected
-
-
-def fingerprint_parts(
-    stages: Sequence[Stage], *, contents: Mapping[str, Mapping[str, str]], version: str
-) -> dict[str, dict[str, Any]]:
-    """What decides each stage's result: its settings, outside inputs, needs and the code's version.
+def evaluation_stage(
+    evaluation: Evaluation, settings: EvaluationSettings, *, run: Path, data: Path, options: tuple[str, ...] = ()
+) -> Stage:
+    """An evaluation of a run's backbone.
 
     Args:
-        contents: per stage and input option, a digest of the folder that no stage makes. Paths do not enter, nor
-            does the number of processes.
+        data: the folder that `--<name>` names.
     """
-    parts: dict[str, dict[str, Any]] = {}
-    for stage in stages:
-        parts[stage.name] = {
-            "settings": dict(stage.settings),
-            "inputs": dict(contents.get(stage.name, {})),
-            "needs": {name: fingerprint(**parts[name]) for name in stage.needs},
-            "version": version,
-        }
-    return parts
+    out = run / evaluation.verb
+    return Stage(
+        name=evaluation.verb,
+        module=evaluation.module,
+        arguments=(f"--run={run}", f"--{evaluation.name}={data}", *options),
+        output=out,
+        marker=out / RESULTS_NAME,
+        inputs={"run": run, evaluation.name: data},
+        settings=settings.content(),
+        shows=(
+            (f"{evaluation.title} results", out / RESULTS_NAME),
+            (f"{evaluation.title} predictions", out / PREDICTIONS_NAME),
+        ),
+        reconciles=True,  # every trial is stored by itself (train.evals.trials)
+    )

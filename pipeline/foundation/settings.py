@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.foundation.errors import InputError
 
-SECTIONS = ("scenes", "shards", "pretrain", "eval_voc", "workflow")
+SECTIONS = ("scenes", "shards", "pretrain", "workflow")
+EVALUATION_PREFIX = "eval_"  # of the sections of evaluations; whoever has no list of them lets every one pass
 
 
 class Settings(BaseModel):
@@ -39,15 +40,22 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
-def load_settings(model: type[S], section: str, path: Path | None = None, overrides: Sequence[str] = ()) -> S:
+def load_settings(
+    model: type[S],
+    section: str,
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    known: Sequence[str] | None = None,
+) -> S:
     """One section of a config file as settings; without a file, the defaults.
 
     Args:
         overrides: `section.key=value` strings, the value in YAML.
+        known: every section that there may be; None: SECTIONS and those of any evaluation.
     Raises:
         InputError: names the file, the key, what is wrong, and for an unknown key the nearest known one.
     """
-    config = apply_overrides(read_config(path) if path else {}, overrides)
+    config = apply_overrides(read_config(path, known) if path else {}, overrides, known)
     origin = str(path) if path else "settings"
     try:
         return model.model_validate(config.get(section) or {})
@@ -55,23 +63,25 @@ def load_settings(model: type[S], section: str, path: Path | None = None, overri
         raise InputError(_first_problem(error, model, section, origin)) from None
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, known: Sequence[str] | None = None) -> dict[str, Any]:
     """A config file merged over its base, as nested plain values. Raises InputError where it is not one."""
-    config = _read_yaml(path)
+    config = _read_yaml(path, known)
     base = config.pop("base", None)
     if base is not None:
         base_path = path.parent / str(base)
-        base_config = _read_yaml(base_path)
+        base_config = _read_yaml(base_path, known)
         if "base" in base_config:
             raise InputError(f"{path}: base {base_path} has a base itself; only one level is allowed")
         config = _merged(base_config, config)
     for section in config:
-        if section not in SECTIONS:
-            raise InputError(f"{path}: unknown section '{section}'{_nearest(section, SECTIONS)}")
+        if not _is_known(section, known):
+            raise InputError(f"{path}: unknown section '{section}'{_nearest(section, known or SECTIONS)}")
     return config
 
 
-def apply_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def apply_overrides(
+    config: Mapping[str, Any], overrides: Sequence[str], known: Sequence[str] | None = None
+) -> dict[str, Any]:
     """`config` with each `section.key=value` laid over it. Raises InputError on a malformed one."""
     result: dict[str, Any] = dict(config)
     for override in overrides:
@@ -79,8 +89,8 @@ def apply_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> dict
         keys = dotted.split(".")
         if not equals or len(keys) < 2 or not all(keys):
             raise InputError(f"--set {override}: expected section.key=value, as in --set pretrain.seed=1")
-        if keys[0] not in SECTIONS:
-            raise InputError(f"--set {override}: unknown section '{keys[0]}'{_nearest(keys[0], SECTIONS)}")
+        if not _is_known(keys[0], known):
+            raise InputError(f"--set {override}: unknown section '{keys[0]}'{_nearest(keys[0], known or SECTIONS)}")
         try:
             nested: Any = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -96,7 +106,11 @@ def dump_settings(**sections: Settings) -> str:
     return yaml.safe_dump({name: s.model_dump(mode="json") for name, s in sections.items()}, sort_keys=False)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _is_known(section: str, known: Sequence[str] | None) -> bool:
+    return section in known if known is not None else section in SECTIONS or section.startswith(EVALUATION_PREFIX)
+
+
+def _read_yaml(path: Path, known: Sequence[str] | None) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -111,7 +125,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if loaded is None:
         return {}
     if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
-        raise InputError(f"config {path} must hold sections ({', '.join(SECTIONS)}), not a {type(loaded).__name__}")
+        sections = ", ".join(known or SECTIONS)
+        raise InputError(f"config {path} must hold sections ({sections}), not a {type(loaded).__name__}")
     return loaded
 
 

@@ -33,6 +33,9 @@ class Checkout:
         self.folder, self.record = folder, folder / "record"
         for name in ("Makefile", "pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, folder)
+        for name in ("voc", "x", "trials"):  # what is in train/evals makes the verbs of evaluations
+            (folder / "train" / "evals").mkdir(parents=True, exist_ok=True)
+            (folder / "train" / "evals" / f"{name}.py").touch()
         self.python = folder / "fake-python"
         self.python.write_text(RECORDER)
         self.python.chmod(0o755)
@@ -66,6 +69,7 @@ def checkout(tmp_path: Path) -> Checkout:
         ("preview", ("SHARDS", "PNG"), ["preview", "--shards=", "--out="]),
         ("pretrain", ("SHARDS", "RUN"), ["pretrain", "--shards=", "--run="]),
         ("eval-voc", ("RUN", "VOC"), ["eval-voc", "--run=", "--voc="]),
+        ("eval-x", ("RUN", "X"), ["eval-x", "--run=", "--x="]),
         ("scenes", ("OUT",), ["scenes", "--out="]),
     ],
 )
@@ -121,7 +125,8 @@ def test_demo_is_the_workflow_of_its_config(checkout: Checkout) -> None:
     [
         (["shards"], "IMAGES"), (["shards", "IMAGES=x"], "SHARDS"), (["pretrain", "SHARDS=x"], "RUN"),
         (["export", "OUT=x"], "RUN"), (["export", "RUN=x"], "OUT"),
-        (["eval-voc", "RUN=x"], "VOC"), (["preview", "SHARDS=x"], "PNG"), (["shards", "IMAGES=", "SHARDS=x"], "IMAGES"),
+        (["eval-voc", "RUN=x"], "VOC"), (["eval-x", "RUN=x"], "X"),
+        (["preview", "SHARDS=x"], "PNG"), (["shards", "IMAGES=", "SHARDS=x"], "IMAGES"),
     ],
 )  # fmt: skip
 def test_a_missing_variable_is_named_before_anything_is_installed(
@@ -162,7 +167,7 @@ def test_a_failed_install_leaves_no_valid_stamp(tmp_path: Path) -> None:
 def test_without_a_goal_the_verbs_are_printed(checkout: Checkout) -> None:
     done = checkout.make()
     assert checkout.calls == []
-    for verb in ("demo", "shards", "preview", "pretrain", "export", "eval-voc", "test", "lint", "bench"):
+    for verb in ("demo", "shards", "preview", "pretrain", "export", "eval-voc", "eval-x", "test", "lint", "bench"):
         assert f"make {verb}" in done.stdout
 
 

@@ -6,7 +6,7 @@ import pytest
 from pipeline import stages
 from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.config import load_recipe
-from pipeline.stages import fingerprint_parts, workflow
+from pipeline.graph import fingerprint_parts, workflow
 from preprocess.config import SceneSettings, ShardSettings
 from train.config.data import DataSettings
 from train.config.evals import EvalVocSettings
@@ -97,9 +97,8 @@ def test_what_is_no_content_names_existing_settings() -> None:
 
 
 def test_paths_reach_the_command_as_one_argument_each() -> None:
-    recipe = load_recipe()
     stage = stages.shards_stage(
-        recipe,
+        ShardSettings(),
         images=Path("-a b'$(x)"),
         shards=Path("s t"),
         options=stages.config_arguments(Path("c d.yaml"), ["shards.seed=1"]),
@@ -107,8 +106,8 @@ def test_paths_reach_the_command_as_one_argument_each() -> None:
     assert stage.arguments == ("--images=-a b'$(x)", "--shards=s t", "--config=c d.yaml", "--set=shards.seed=1")
 
 
-def test_nproc_of_the_command_wins_over_the_configs() -> None:
-    recipe = load_recipe(None, ["workflow.nproc=3"])
-    made = [stages.pretrain_stage(recipe, shards=WORK, run=WORK, nproc=n) for n in (None, 5)]
-    assert [stage.resources.processes for stage in made] == [3, 5]
-    assert dataclasses.replace(made[0], resources=made[1].resources) == made[1]
+def test_nproc_of_the_config_decides_unless_a_command_gives_another() -> None:
+    assert graph("workflow.nproc=3")[3].resources.processes == 3
+    one, five = (stages.pretrain_stage(PretrainSettings(), shards=WORK, run=WORK, nproc=n) for n in (1, 5))
+    assert [stage.resources.processes for stage in (one, five)] == [1, 5]
+    assert dataclasses.replace(one, resources=five.resources) == five

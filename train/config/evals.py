@@ -1,16 +1,24 @@
-"""Settings of the evaluations: one section of a config file each."""
+"""Settings of the evaluations, one class and one section of a config file each."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from pipeline.foundation.settings import Settings
+from pipeline.foundation.settings import SECTIONS, Settings, load_settings
 from train.config.numbers import Positive, Probability, Range, Rate
 
 
-class SegmentationSettings(Settings):
+class EvaluationSettings(Settings):
+    """Base of every evaluation's settings; `SECTION` is its section of a config file, `eval_<name>`."""
+
+    SECTION: ClassVar[str]
+
+
+class SegmentationSettings(EvaluationSettings):
     """FCN fine-tuning and scoring (A.2; where it is silent, MMSegmentation's defaults). Sizes in pixels.
 
     Attributes:
@@ -67,6 +75,27 @@ class SegmentationSettings(Settings):
 class EvalVocSettings(SegmentationSettings):
     """FCN fine-tuning on a VOC2012-layout folder: which lists and masks of it are used."""
 
+    SECTION: ClassVar[str] = "eval_voc"
+
     train_list: str = Field("train", description="ImageSets/Segmentation/<name>.txt; train_aug is usually trainaug")
     train_masks: str = Field("SegmentationClass", description="folder of the training masks")
     val_list: str = "val"
+
+
+E = TypeVar("E", bound=EvaluationSettings)
+
+
+def load_evaluation_settings(model: type[E], path: Path | None = None, overrides: Sequence[str] = ()) -> E:
+    """An evaluation's section of a config file. Raises InputError, also for a section that no evaluation has."""
+    known = (*SECTIONS, *evaluation_sections())
+    return load_settings(model, model.SECTION, path, overrides, known)
+
+
+def evaluation_sections() -> list[str]:
+    """The section of every evaluation in this file."""
+    found, classes = [], [EvaluationSettings]
+    while classes:
+        one = classes.pop()
+        classes += one.__subclasses__()
+        found += [one.SECTION] if "SECTION" in vars(one) else []
+    return sorted(found)

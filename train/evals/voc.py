@@ -21,8 +21,7 @@ from pipeline.artifacts.results import RESULTS_FORMAT_VERSION, encode_results
 from pipeline.artifacts.run_files import BACKBONE_NAME, PREDICTIONS_NAME, RESULTS_NAME, evaluation_folder
 from pipeline.foundation.errors import InputError, exit_code_of
 from pipeline.foundation.files import sha256_of, write_atomic
-from pipeline.foundation.settings import load_settings
-from train.config.evals import EvalVocSettings
+from train.config.evals import EvalVocSettings, load_evaluation_settings
 from train.evals.segmentation.fcn import FCN
 from train.evals.segmentation.fine_tune import Normalisation, TrainingExamples, evaluate, fine_tune
 from train.evals.segmentation.metrics import check_report_classes, scores_of, summary_of, table_of
@@ -121,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="eval_voc.key=value", help="override a setting")
     parser.add_argument("--out", type=Path, help="where results go; default RUN/eval-voc")
     arguments = parser.parse_args(argv)
-    settings = load_settings(EvalVocSettings, "eval_voc", arguments.config, arguments.set)
+    settings = load_evaluation_settings(EvalVocSettings, arguments.config, arguments.set)
     evaluation = prepare(arguments.run, arguments.voc, settings=settings, out=arguments.out)
     results = run_evaluation(evaluation)
     print(table_of(results["inits"], classes=evaluation.classes, report_classes=settings.report_classes))

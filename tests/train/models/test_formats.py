@@ -10,8 +10,8 @@ import torch
 import torchvision
 import yaml
 
-from pipeline.cli import EXPORT_FORMATS
 from pipeline.foundation.errors import InputError
+from pipeline.verbs.training import EXPORT_FORMATS
 from train.models.backbone import Backbone, build_backbone
 from train.models.backbone_file import save_backbone
 from train.models.formats import FORMATS, load_init, names_in, to_format, write_weights

@@ -1,0 +1,75 @@
+"""One entry in EVALUATIONS is all that a new evaluation needs beside its file and its settings."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from pipeline import cli
+from pipeline.config import load_recipe
+from pipeline.foundation.errors import InputError
+from pipeline.graph import workflow
+from pipeline.launchers import local
+from pipeline.stages import EVALUATIONS, Evaluation, Stage
+from train.config.evals import EvaluationSettings, load_evaluation_settings
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> Evaluation:
+    class EvalXSettings(EvaluationSettings):
+        SECTION: ClassVar[str] = "eval_x"
+        rounds: int = 3
+
+    entry = Evaluation(
+        name="x", title="X", module="train.evals.x", settings=EvalXSettings, help="a made-up one", data="X's folder"
+    )
+    monkeypatch.setitem(EVALUATIONS, "x", entry)
+    return entry
+
+
+def test_one_entry_makes_verb_option_section_and_stage(
+    made_up: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Stage] = []
+    monkeypatch.setattr(local, "start", lambda stage: started.append(stage) or 0)
+    config = tmp_path / "x.yaml"
+    config.write_text("eval_x: {rounds: 5}\neval_voc: {lr: 0.5}")
+    assert cli.main(["eval-x", "--run=r", "--x=d", f"--config={config}", "--set", "eval_x.rounds=7"]) == 0
+    (stage,) = started
+    assert (stage.name, stage.module, stage.output) == ("eval-x", "train.evals.x", Path("r/eval-x"))
+    assert stage.arguments == ("--run=r", "--x=d", f"--config={config}", "--set=eval_x.rounds=7")
+    assert stage.settings == {"rounds": 7}
+    assert stage.marker == Path("r/eval-x/results.json")
+
+
+def test_one_entry_makes_a_stage_of_the_workflow_where_data_is_named(made_up: Evaluation) -> None:
+    with_data = workflow(load_recipe(None, ["workflow.x=/data/x"]), work=Path("w"))
+    assert [stage.name for stage in with_data] == ["scenes", "shards", "preview", "pretrain", "eval-voc", "eval-x"]
+    assert dict(with_data[-1].inputs) == {"x": Path("/data/x")}
+    assert with_data[-1].needs == ("pretrain",)
+    assert "eval-x" not in {stage.name for stage in workflow(load_recipe(), work=Path("w"))}
+
+
+def test_without_the_entry_its_section_verb_and_setting_are_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+    for override in ("eval_x.rounds=7", "workflow.x=/data/x"):
+        with pytest.raises(InputError, match="unknown"):
+            load_recipe(None, [override])
+    assert cli.main(["eval-x", "--run=r", "--x=d"]) == 2
+    assert "invalid choice: 'eval-x'" in capsys.readouterr().err
+
+
+def test_an_evaluation_by_itself_refuses_a_section_that_no_evaluation_has(made_up: Evaluation, tmp_path: Path) -> None:
+    config = tmp_path / "x.yaml"
+    config.write_text("eval_x: {rounds: 5}\neval_voc: {lr: 0.5}")
+    assert load_evaluation_settings(made_up.settings, config).model_dump() == {"rounds": 5}
+    config.write_text("eval_xx: {rounds: 5}")
+    with pytest.raises(InputError, match="unknown section 'eval_xx'; did you mean 'eval_x'"):
+        load_evaluation_settings(made_up.settings, config)
+
+
+def test_entries_agree_with_their_settings_and_files() -> None:
+    for name, evaluation in EVALUATIONS.items():
+        assert evaluation.name == name
+        assert evaluation.verb == f"eval-{name}"
+        assert f"eval_{name}" == evaluation.settings.SECTION
+        assert evaluation.module == f"train.evals.{name}"
