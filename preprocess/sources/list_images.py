@@ -18,7 +18,7 @@ from preprocess.sources.listing import Listing
 from preprocess.sources.selection import Selection
 
 
-class Place(NamedTuple):
+class Origin(NamedTuple):
     """Where to look: the folder, and the files in it (none: all that there are)."""
 
     folder: Folder
@@ -70,7 +70,7 @@ def _listed(root: str, settings: SourceSettings) -> Listing:
         folder, files = beside, [name]
         kind = kind_of_file(beside, name, root, settings) if kind == "auto" else kind
     selection = Selection(settings)
-    listing = _FORMATS[kind](Place(folder, files, settings), selection)
+    listing = _FORMATS[kind](Origin(folder, files, settings), selection)
     selection.check()
     return listing
 
@@ -97,18 +97,18 @@ def _matching(folder: Folder, pattern: str) -> list[str]:
     return files
 
 
-def _archives_of(place: Place, kind: str) -> list[str]:
+def _archives_of(origin: Origin, kind: str) -> list[str]:
     """The files of a format that ends in a suffix of its own.
 
     Raises:
         InputError: there is none, or training and validation files are in one folder and the user did not choose.
     """
-    if place.files:
-        return place.files
-    suffix, root = ARCHIVES[kind], place.folder.root
-    names = [name for name in place.folder.names() if name.endswith(suffix) and not name.startswith(".")]
+    if origin.files:
+        return origin.files
+    suffix, root = ARCHIVES[kind], origin.folder.root
+    names = [name for name in origin.folder.names() if name.endswith(suffix) and not name.startswith(".")]
     if not names:
-        if not place.folder.exists():
+        if not origin.folder.exists():
             raise FileNotFoundError(root)
         raise InputError(f"{root}: no file ends in {suffix}; give a folder of such files")
     parts = {PARTS[word] for name in names for word in re.split(r"[^a-z]+", name.lower()) if word in PARTS}
@@ -118,15 +118,15 @@ def _archives_of(place: Place, kind: str) -> list[str]:
     return names
 
 
-def _list_folder(place: Place, chosen: Selection) -> Listing:
-    listing = Listing(root=place.folder.root, kind="files", described="a folder")
-    chosen.add(listing, images_below(place.folder))
+def _list_folder(origin: Origin, chosen: Selection) -> Listing:
+    listing = Listing(root=origin.folder.root, kind="files", described="a folder")
+    chosen.add(listing, images_below(origin.folder))
     listing.described = "class folders" if listing.has_classes else listing.described
     return listing
 
 
-def _list_coco(place: Place, chosen: Selection) -> Listing:
-    folder, split = place.folder, place.settings.split
+def _list_coco(origin: Origin, chosen: Selection) -> Listing:
+    folder, split = origin.folder, origin.settings.split
     if split not in folder.names():
         raise InputError(f"{folder.root}: no folder {split}; set shards.source.split to the one that holds images")
     listing = Listing(root=folder.root, kind="files", described=f"COCO's {split}", class_folders=False)
@@ -136,37 +136,37 @@ def _list_coco(place: Place, chosen: Selection) -> Listing:
     return listing
 
 
-def _list_file(place: Place, chosen: Selection) -> Listing:
-    name = place.files[0]
-    listing = Listing(root=place.folder.root, kind="files", described=f"the list {name}", may_repeat=True)
-    chosen.add(listing, images_named_in(place.folder, name))
+def _list_file(origin: Origin, chosen: Selection) -> Listing:
+    name = origin.files[0]
+    listing = Listing(root=origin.folder.root, kind="files", described=f"the list {name}", may_repeat=True)
+    chosen.add(listing, images_named_in(origin.folder, name))
     return listing
 
 
-def _list_tar(place: Place, chosen: Selection) -> Listing:
-    names, inside = _archives_of(place, "tar"), list[bytes]()
-    described = f"the archive {names[0]}" if place.files else _number(len(names), "tar")
-    listing = Listing(root=place.folder.root, kind="ranges", described=described, may_repeat=True)
+def _list_tar(origin: Origin, chosen: Selection) -> Listing:
+    names, inside = _archives_of(origin, "tar"), list[bytes]()
+    described = f"the archive {names[0]}" if origin.files else _number(len(names), "tar")
+    listing = Listing(root=origin.folder.root, kind="ranges", described=described, may_repeat=True)
     for name in names:
-        prefix = b"" if place.files else os.fsencode(name.removesuffix(".tar")) + b"/"
-        chosen.add(listing, tars.images_in_tar(place.folder, name, prefix=prefix, tars=inside))
+        prefix = b"" if origin.files else os.fsencode(name.removesuffix(".tar")) + b"/"
+        chosen.add(listing, tars.images_in_tar(origin.folder, name, prefix=prefix, tars=inside))
     listing.described += f" of {_number(len(inside), 'tar')}" if inside else ""
     return listing
 
 
-def _list_webdataset(place: Place, chosen: Selection) -> Listing:
-    names = _archives_of(place, "webdataset")
+def _list_webdataset(origin: Origin, chosen: Selection) -> Listing:
+    names = _archives_of(origin, "webdataset")
     described = _number(len(names), "WebDataset shard")
-    listing = Listing(root=place.folder.root, kind="ranges", described=described, class_folders=False, may_repeat=True)
+    listing = Listing(root=origin.folder.root, kind="ranges", described=described, class_folders=False, may_repeat=True)
     for name in names:
-        for source, members in tars.samples_of(place.folder, name, place.settings.image):
+        for source, members in tars.samples_of(origin.folder, name, origin.settings.image):
             chosen.add(listing, [source] if source else [None] * members)
     return listing
 
 
-def _list_parquet(place: Place, chosen: Selection) -> Listing:
-    folder, files = place.folder, _archives_of(place, "parquet")
-    column = parquet.image_column(folder, files[0], place.settings.image)
+def _list_parquet(origin: Origin, chosen: Selection) -> Listing:
+    folder, files = origin.folder, _archives_of(origin, "parquet")
+    column = parquet.image_column(folder, files[0], origin.settings.image)
     described = f"column {column} of {_number(len(files), 'Parquet file')}"
     listing = Listing(root=folder.root, kind="rows", described=described, class_folders=False, column=column)
     for name in files:
@@ -176,7 +176,7 @@ def _list_parquet(place: Place, chosen: Selection) -> Listing:
     return listing
 
 
-_FORMATS: dict[str, Callable[[Place, Selection], Listing]] = {
+_FORMATS: dict[str, Callable[[Origin, Selection], Listing]] = {
     "folder": _list_folder,
     "list": _list_file,
     "tar": _list_tar,

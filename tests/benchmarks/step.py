@@ -31,7 +31,7 @@ from tests.benchmarks.shards import SAMPLE, generated_images
 from tests.train.conftest import ShardSettings, write_shards
 from train.config.batches import plan_batches
 from train.config.pretrain import PretrainSettings
-from train.data.device import Arrived, to_device
+from train.data.device import LocalBatch, to_device
 from train.data.loader import host_batches
 from train.data.shards.open import open_shards
 from train.distributed.world import World
@@ -92,21 +92,21 @@ def settings_of(batch: int = 32, num_clusters: int = 4, **sections: dict[str, ob
     )
 
 
-def arrived_batch(shards: Path, settings: PretrainSettings) -> Arrived:
+def make_local_batch(shards: Path, settings: PretrainSettings) -> LocalBatch:
     """The run's first batch, on the device."""
     reader = open_shards(str(shards), Manifest.read(shards), settings.data)
     host = next(iter(host_batches(reader, settings, range(1), rank=0, num_ranks=1)))
-    return Arrived(host, to_device(host, settings, DEVICE))
+    return LocalBatch(host, to_device(host, settings, DEVICE))
 
 
-def repeated(arrived: Arrived, times: int) -> Arrived:
+def repeated(local_batch: LocalBatch, times: int) -> LocalBatch:
     """The same images several times over, for batches that a sample of a data set is too small for."""
     tensors = {
         name: value.repeat(times, *[1] * (value.dim() - 1)).contiguous(memory_format=_layout(value))
-        for name, value in arrived.batch._asdict().items()
+        for name, value in local_batch.batch._asdict().items()
         if value is not None
     }
-    return arrived._replace(batch=arrived.batch._replace(**tensors))
+    return local_batch._replace(batch=local_batch.batch._replace(**tensors))
 
 
 def _layout(value: Tensor) -> torch.memory_format:
@@ -139,7 +139,7 @@ def _wait() -> None:
 def region_rows(shards: Path) -> Tensor:
     """Regions of 32 photographs in ResNet-50's C4, L2-normalised: (regions, 1024)."""
     settings = settings_of()
-    batch = arrived_batch(shards, settings).batch
+    batch = make_local_batch(shards, settings).batch
     net = build_backbone("resnet50", seed=0).to(DEVICE).train()
     with torch.no_grad():
         regions = pool_regions(net.forward_c4(batch.images), batch.superpixels, max_superpixels=128)
@@ -249,12 +249,12 @@ class Trainer:
         self.model, self.optimizer = unwrapped(self.training.model), self.training.optimizer
         batch, group = settings.global_batch_size, settings.refine.clustering_group_size
         one = settings.model_copy(update={"global_batch_size": group})
-        self.arrived = repeated(arrived_batch(shards, one), batch // group)
+        self.local_batch = repeated(make_local_batch(shards, one), batch // group)
         self.masks = 0.0
 
     def step(self) -> None:
         """One whole step with its update."""
-        figures = train_step(self.training, [self.arrived], step=0)
+        figures = train_step(self.training, [self.local_batch], step=0).figures
         self.masks = figures.masks_per_image
 
 
@@ -263,7 +263,7 @@ class Bare:
 
     def __init__(self, trainer: Trainer) -> None:
         name, last = trainer.settings.model.backbone, torch.channels_last
-        self.views, self.precision = trainer.arrived.batch.views, trainer.settings.run.precision
+        self.views, self.precision = trainer.local_batch.batch.views, trainer.settings.run.precision
         self.online, self.target = (get_model(name).to(DEVICE, memory_format=last).train() for _ in range(2))
         self.online.fc = self.target.fc = nn.Identity()
 
@@ -280,7 +280,7 @@ class Bare:
 
 def floor_of(trainer: Trainer, *, refines: bool) -> float:
     """Floating-point operations of a step: backbones, C4 of the whole image, and the heads' rows; ×3 where learned."""
-    backbone, images = trainer.model.online["backbone"], trainer.arrived.batch.images[:1].float()
+    backbone, images = trainer.model.online["backbone"], trainer.local_batch.batch.images[:1].float()
     with FlopCounterMode(display=False) as whole, torch.no_grad():
         backbone.eval()(images)
     with FlopCounterMode(display=False) as to_c4, torch.no_grad():

@@ -8,14 +8,14 @@ import torch
 
 from pipeline.foundation.errors import exit_code_of
 from train import pretrain
-from train.data.device import Arrived, device_batches
+from train.data.device import LocalBatch, device_batches
 
 
-def poisoned(*arguments) -> Iterator[Arrived]:
-    for number, arrived in enumerate(device_batches(*arguments)):
+def poisoned(*arguments) -> Iterator[LocalBatch]:
+    for number, local_batch in enumerate(device_batches(*arguments)):
         if number == 3 and os.environ["RANK"] == "1":
-            arrived.batch.views[1, 0, 0, 5, 5] = torch.nan
-        yield arrived
+            local_batch.batch.views[1, 0, 0, 5, 5] = torch.nan
+        yield local_batch
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from preprocess.config import ShardSettings
 from tests.train.conftest import write_images, write_shards
 from train.config.batches import plan_batches
 from train.config.pretrain import PretrainSettings
-from train.data.device import Arrived, to_device
+from train.data.device import LocalBatch, to_device
 from train.data.loader import host_batches
 from train.data.shards.open import open_shards
 from train.distributed.world import World
@@ -48,8 +48,8 @@ def small_run(shards: Path) -> list[StepFigures]:
     torch.set_num_threads(1)
     figures = []
     for step, host in enumerate(host_batches(reader, SETTINGS, range(plan.total_steps), rank=0, num_ranks=1)):
-        arrived = Arrived(host, to_device(host, SETTINGS, world.device))
-        figures.append(train_step(training, [arrived], step=step))
+        local_batch = LocalBatch(host, to_device(host, SETTINGS, world.device))
+        figures.append(train_step(training, [local_batch], step=step).figures)
     torch.set_num_threads(threads)
     return figures
 

@@ -25,7 +25,7 @@ POLL = 0.2  # seconds
 T = TypeVar("T")
 
 
-class Arrived(NamedTuple):
+class LocalBatch(NamedTuple):
     """A batch on the device, and the host batch that it came from."""
 
     host: HostBatch
@@ -91,7 +91,9 @@ def decode_on_device(host: HostBatch, settings: PretrainSettings, device: torch.
     return torch.stack([image for image, _ in made]), torch.stack([torch.stack(views) for _, views in made])
 
 
-def device_batches(batches: Iterator[HostBatch], settings: PretrainSettings, device: torch.device) -> Iterator[Arrived]:
+def device_batches(
+    batches: Iterator[HostBatch], settings: PretrainSettings, device: torch.device
+) -> Iterator[LocalBatch]:
     """Batches on the device, each made while the one before is computed with.
 
     A thread takes host batches from the workers. With CUDA it moves, decodes and augments them too, on a stream of its
@@ -99,22 +101,22 @@ def device_batches(batches: Iterator[HostBatch], settings: PretrainSettings, dev
     """
     if device.type != "cuda":
         for host in ahead(batches):
-            yield Arrived(host, to_device(host, settings, device))
+            yield LocalBatch(host, to_device(host, settings, device))
         return
     stream = torch.cuda.Stream(device)
-    for arrived, done in ahead(_on_stream(batches, settings, device, stream)):
-        _hand_over(arrived.batch, done)
-        yield arrived
+    for local_batch, done in ahead(_on_stream(batches, settings, device, stream)):
+        _hand_over(local_batch.batch, done)
+        yield local_batch
 
 
 def _on_stream(
     batches: Iterator[HostBatch], settings: PretrainSettings, device: torch.device, stream: torch.cuda.Stream
-) -> Iterator[tuple[Arrived, torch.cuda.Event]]:
+) -> Iterator[tuple[LocalBatch, torch.cuda.Event]]:
     for host in batches:
         with torch.cuda.stream(stream):
-            arrived = Arrived(host, to_device(host, settings, device))
+            local_batch = LocalBatch(host, to_device(host, settings, device))
             done = stream.record_event()
-        yield arrived, done
+        yield local_batch, done
 
 
 def _hand_over(batch: Batch, done: torch.cuda.Event) -> None:

@@ -23,7 +23,8 @@ from train.config.pretrain import PretrainSettings
 from train.data.augment import AugmentParams
 from train.data.order import SampleOrder
 from train.data.shards.reader import ShardReader, Skipped
-from train.data.stream import SampleMaker, SlotStream, Taken
+from train.data.stream import SampleMaker, SlotStream
+from train.data.views import Sample
 
 SHARED_MEMORY = Path("/dev/shm")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
@@ -52,9 +53,8 @@ class HostBatch(NamedTuple):
     skipped: tuple[Skipped, ...] = ()
 
 
-def collate(taken: Sequence[Taken]) -> HostBatch:
+def collate(samples: Sequence[Sample]) -> HostBatch:
     """Samples stacked to a batch; in a worker process, by torch, straight into memory shared with the trainer."""
-    samples = [one.sample for one in taken]
     geometry = [sample.geometry for sample in samples]
     batch = HostBatch(
         sample_id=torch.tensor([sample.sample_id for sample in samples]),
@@ -65,7 +65,7 @@ def collate(taken: Sequence[Taken]) -> HostBatch:
         crop_box=torch.from_numpy(np.stack([g.crop_box for g in geometry])),
         flipped=torch.from_numpy(np.stack([g.flipped for g in geometry])),
         augment=AugmentParams(*(np.stack(values) for values in zip(*(g.augment for g in geometry), strict=True))),
-        skipped=tuple(one.skipped for one in taken if one.skipped),
+        skipped=tuple(sample.skipped for sample in samples if sample.skipped),
     )
     cropped = [sample.view_superpixels for sample in samples if sample.view_superpixels is not None]
     if cropped:

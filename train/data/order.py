@@ -23,7 +23,7 @@ from train.config.pretrain import PretrainSettings
 Places = Int[np.ndarray, " n"]
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where samples lie: number of the shard in the manifest, row in it; int64 (n,)."""
 
     shard: np.ndarray
@@ -98,14 +98,14 @@ class SampleOrder:
         shard, row = self.locate(epoch, places)
         return _starts(self.shard_sizes)[shard] + row
 
-    def locate(self, epoch: int, places: Places) -> Place:
+    def locate(self, epoch: int, places: Places) -> Location:
         """Shard and row of places of an epoch."""
         position = self._positions(places)
         shards, ends, first_rows = _row(self.shard_sizes, self.seed, epoch)
         number = np.searchsorted(ends, position, side="right")
         shard = shards[number]
         size = np.asarray(self.shard_sizes)[shard]
-        return Place(shard, (position - (ends[number] - size) + first_rows[number]) % size)
+        return Location(shard, (position - (ends[number] - size) + first_rows[number]) % size)
 
     def _positions(self, places: Places) -> Places:
         """Positions in the epoch's row of samples."""

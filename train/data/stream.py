@@ -31,13 +31,6 @@ class Slot(NamedTuple):
     sample_id: int
 
 
-class Taken(NamedTuple):
-    """What stands in a slot, and what was skipped for it."""
-
-    sample: Sample
-    skipped: Skipped | None
-
-
 @dataclass(frozen=True)
 class SampleMaker:
     """Slot → sample."""
@@ -46,7 +39,7 @@ class SampleMaker:
     order: SampleOrder
     settings: PretrainSettings
 
-    def __call__(self, slot: Slot) -> Taken:
+    def __call__(self, slot: Slot) -> Sample:
         """The slot's own sample or, where `on_damage: skip` lets it, that of the next place that has a whole one.
 
         Which one that is depends on the set alone, so that no rank or worker sees another substitute.
@@ -56,13 +49,13 @@ class SampleMaker:
         """
         epoch, _, own = slot
         try:
-            return Taken(self._make(own, epoch), None)
+            return self._make(own, epoch)
         except InputError as error:
             if self.settings.data.on_damage == "fail":
                 raise
             name = self.reader.name_of(self.reader.place_of(own)[0])
             skipped = Skipped(epoch, own, name, self.reader.key_of(own), str(error))
-            return Taken(self._substitute(slot, error), skipped)
+            return self._substitute(slot, error)._replace(skipped=skipped)
 
     def _substitute(self, slot: Slot, first: InputError) -> Sample:
         tries = min(MAX_SUBSTITUTES, self.order.places_per_epoch - 1)

@@ -23,6 +23,7 @@ from pipeline.artifacts.sample import (
 from pipeline.foundation.errors import InputError
 from train.config.data import AugmentSettings, DataSettings
 from train.data.augment import AugmentParams, augment_on_host, draw_params
+from train.data.shards.reader import Skipped
 
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop, before it falls back to the centre
 
@@ -53,7 +54,8 @@ class Sample(NamedTuple):
     """What the trainer gets of one image.
 
     image (H, W, 3) and views, two of (h, w, 3), mirrored where `flipped`: uint8; None where the device decodes `jpeg`.
-    superpixels (S, S) uint8, or uint16 where ids pass 255; view_superpixels (2, h, w), where asked for.
+    superpixels (S, S) uint8, or uint16 where ids pass 255; view_superpixels (2, h, w), where asked for. skipped: the
+    sample in whose place this one came, where that could not be read.
     """
 
     sample_id: int
@@ -63,6 +65,7 @@ class Sample(NamedTuple):
     geometry: Geometry
     view_superpixels: np.ndarray | None = None
     jpeg: bytes | None = None
+    skipped: Skipped | None = None
 
 
 def random_crop_box(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from pipeline.foundation.errors import AgreedError, InputError
 from train.distributed.world import World
-from train.r2o.loss import Everywhere, Gather, only_here
 
 
 def sum_over_ranks(values: Tensor, world: World) -> Tensor:
@@ -23,11 +22,18 @@ def sum_over_ranks(values: Tensor, world: World) -> Tensor:
     return total
 
 
-def gather_rows(world: World) -> Gather:
-    """What collects a tensor of the same shape from every rank; gradients flow back to the rank they belong to."""
+class GatheredRows(NamedTuple):
+    """The rows of every rank, in the order of ranks, and where this rank's begin."""
+
+    values: Tensor
+    first: int
+
+
+def gather_rows(values: Tensor, world: World) -> GatheredRows:
+    """Collect a tensor of the same shape from every rank; gradients flow back to the rank they belong to."""
     if world.size == 1:
-        return only_here
-    return lambda values: Everywhere(_AllGather.apply(values), world.rank * len(values))
+        return GatheredRows(values, 0)
+    return GatheredRows(_AllGather.apply(values), world.rank * len(values))
 
 
 class _AllGather(torch.autograd.Function):
@@ -78,9 +84,3 @@ def copy_from_main(tensors: Iterable[Tensor], world: World) -> None:
     if world.size > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
-
-
-def wait_for_all(world: World) -> None:
-    """Return once every rank is here."""
-    if world.size > 1:
-        dist.barrier()

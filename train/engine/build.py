@@ -18,6 +18,7 @@ from train.distributed.world import World
 from train.engine.lars import LARS
 from train.models.backbone import build_backbone
 from train.models.heads import Head
+from train.r2o.loss import Everywhere
 from train.r2o.model import R2O, Objective
 from train.r2o.refine import Refinement
 
@@ -49,7 +50,7 @@ def build_training(
     r2o = build_model(settings, max_superpixels=max_superpixels, init=init).to(world.device).train()
     if settings.run.channels_last:
         r2o = r2o.to(memory_format=torch.channels_last)
-    r2o.gather = gather_rows(world)
+    r2o.gather = lambda values: Everywhere(*gather_rows(values, world))
     scaler = GradScaler(world.device.type) if settings.run.precision == "fp16" else None
     return Training(r2o, build_optimizer(r2o, settings), settings, plan, world, scaler)
 

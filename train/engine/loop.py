@@ -14,7 +14,7 @@ from pipeline.artifacts.run_files import BACKBONE_NAME, SKIPPED_NAME, not_finite
 from pipeline.foundation.errors import AgreedError, InputError
 from pipeline.foundation.files import write_atomic
 from pipeline.foundation.progress import Progress, say
-from train.data.device import Arrived, device_batches
+from train.data.device import LocalBatch, device_batches
 from train.data.loader import host_batches
 from train.data.shards.open import max_superpixels
 from train.data.shards.reader import Skipped
@@ -94,18 +94,17 @@ class _Loop:
 
     def _steps(self, first_step: int, progress: Progress) -> int:
         plan, world = self.plan, self.world
-        arriving = self._arriving(first_step)
+        local_batches = self._local_batches(first_step)
         self.request.in_steps = True
         for step in range(first_step, plan.total_steps):
-            self.skipped_here: list[Skipped] = []
             asks = self.request.signal is not None or self.checkpoints.failed()
             try:
-                figures = train_step(self.training, arriving, step=step, asks_to_stop=asks)
+                figures, skipped = train_step(self.training, local_batches, step=step, asks_to_stop=asks)
             except NotFiniteError as error:
                 raise AgreedError(self._explain(error)) from None
             self.clock.done(plan.global_batch_size)
             if figures.skipped:
-                self._note_skipped(step)
+                self._note_skipped(skipped, step)
             with self.clock.apart("log"):
                 self._tell(step, figures, progress)
             self._end_step(step + 1)
@@ -116,7 +115,7 @@ class _Loop:
         from_main(self._finish, world)
         return 0
 
-    def _arriving(self, first_step: int) -> Iterator[Arrived]:
+    def _local_batches(self, first_step: int) -> Iterator[LocalBatch]:
         """The rank's local batches of all steps that are left."""
         host = host_batches(
             self.job.reader,
@@ -128,14 +127,12 @@ class _Loop:
             node_ranks=node_ranks(),
             pin_memory=self.world.device.type == "cuda",
         )
-        for arrived in self.clock.waiting(device_batches(host, self.settings, self.world.device)):
-            self.skipped_here += arrived.host.skipped
-            yield arrived
+        return self.clock.waiting(device_batches(host, self.settings, self.world.device))
 
-    def _note_skipped(self, step: int) -> None:
+    def _note_skipped(self, skipped: list[Skipped], step: int) -> None:
         """Name what any rank skipped; raises AgreedError once it is too much."""
         epoch = step // self.plan.steps_per_epoch
-        texts = texts_of_all(json.dumps(self.skipped_here), self.world)
+        texts = texts_of_all(json.dumps(skipped), self.world)
         count = 0
         if self.skipped is not None and self.log is not None:
             with self.log.attempt(SKIPPED_NAME):

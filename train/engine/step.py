@@ -11,22 +11,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from train.config.batches import BatchPlan, run_learning_rate, run_target_ema
-from train.config.pretrain import PretrainSettings
-from train.data.device import Arrived
+from train.config.batches import run_learning_rate, run_target_ema
+from train.data.device import LocalBatch
+from train.data.shards.reader import Skipped
 from train.distributed.collectives import sum_over_ranks, texts_of_all
 from train.distributed.replicas import only_local
-from train.engine.build import Training, unwrapped
-from train.r2o.ema import update_target
-from train.r2o.kmeans import seeding_uniforms
+from train.engine.build import Training
+from train.engine.method import forward_pass, update
 from train.r2o.model import Output
 from train.run.metrics import feature_std
 
 FORWARD = ("image", "view", "projection", "prediction", "loss")  # in the order in which they are computed
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class StepFigures(NamedTuple):
@@ -73,69 +70,102 @@ class Culprit(NamedTuple):
     sample_ids: list[int]
 
 
-class _Part(NamedTuple):
-    """A forward and backward pass. `sums`, over ranks: loss, masks, valid, clusters in use, skipped, asked to stop."""
+class StepResult(NamedTuple):
+    """What a step gives: its figures, and the samples of this rank that were skipped for it."""
 
-    arrived: Arrived
+    figures: StepFigures
+    skipped: list[Skipped]
+
+
+class _Sums(NamedTuple):
+    """What ranks add up, float64 scalars. `loss` is summed over `masks`; `asked`: ranks that want the run to end."""
+
+    loss: Tensor
+    masks: Tensor
+    valid: Tensor
+    clusters_in_use: Tensor
+    skipped: Tensor
+    asked: Tensor
+
+
+class _Part(NamedTuple):
+    """A forward and backward pass; `sums` are over ranks."""
+
+    local_batch: LocalBatch
     output: Output
-    sums: Tensor
+    sums: _Sums
+
+
+class _Read(NamedTuple):
+    """What is read back from the device, all at once."""
+
+    loss: float
+    valid: float
+    clusters_in_use: float
+    skipped: float
+    asked: float
+    grad_norm: float
+    prediction_std: float
+    projection_std: float
 
 
 def train_step(
-    training: Training, arriving: Iterable[Arrived], *, step: int, asks_to_stop: bool = False
-) -> StepFigures:
+    training: Training, local_batches: Iterable[LocalBatch], *, step: int, asks_to_stop: bool = False
+) -> StepResult:
     """Forward, backward, LARS, EMA, for one global batch of which this rank holds its part.
 
     What ranks have to agree on, skipped samples and the wish to stop, goes to all of them with the loss.
 
     Args:
-        arriving: gives the rank's `plan.accumulation` local batches.
+        local_batches: gives the rank's `plan.accumulation` local batches.
         asks_to_stop: this rank wants the run to end after this step.
     Raises:
         NotFiniteError: loss or gradient is not finite.
     """
-    model, optimizer, scaler = training.model, training.optimizer, training.scaler
-    settings, plan = training.settings, training.plan
+    settings, plan, scaler = training.settings, training.plan, training.scaler
     seed_generators(settings.seed, step, training.world.rank)
-    optimizer.zero_grad(set_to_none=True)
+    training.optimizer.zero_grad(set_to_none=True)
     parts = []
-    for number, arrived in enumerate(islice(arriving, plan.accumulation)):
-        with nullcontext() if number + 1 == plan.accumulation else only_local(model):
-            parts.append(_pass(training, arrived, number, step, asks_to_stop=asks_to_stop))
+    for number, local_batch in enumerate(islice(local_batches, plan.accumulation)):
+        with nullcontext() if number + 1 == plan.accumulation else only_local(training.model):
+            parts.append(_pass(training, local_batch, number, step, asks_to_stop=asks_to_stop))
     assert len(parts) == plan.accumulation, f"step {step}: {len(parts)} local batches of {plan.accumulation}"
-    sums = torch.stack([part.sums for part in parts]).sum(0)
-    norm = _gradient_norm(training, sums[1])
+    sums = _Sums(*torch.stack([torch.stack(part.sums) for part in parts]).sum(0).unbind())
     last = parts[-1].output
-    # all figures in one read, after everything that they wait for has been queued
-    stds = [feature_std(last.predictions), feature_std(last.projections)]
-    told = torch.cat([sums[:1] / sums[1].clamp(min=1), sums[2:], torch.stack([norm, *stds]).double()]).tolist()
-    loss, num_valid, in_use, num_skipped, asked, grad_norm, prediction_std, projection_std = told
-    overflowed = scaler is not None and math.isfinite(loss) and not math.isfinite(grad_norm) and scaler.get_scale() > 1
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)) and not overflowed:
+    read = _read_back(sums, _gradient_norm(training, sums.masks), last)
+    is_finite = math.isfinite(read.loss) and math.isfinite(read.grad_norm)
+    overflowed = scaler is not None and math.isfinite(read.loss) and not is_finite and scaler.get_scale() > 1
+    if not is_finite and not overflowed:
         culprits = _culprits(training, parts, step)
-        raise NotFiniteError(step, loss=loss, grad_norm=grad_norm, culprits=culprits)
-    lr, target_ema = run_learning_rate(settings, step, plan), run_target_ema(settings, step, plan)
+        raise NotFiniteError(step, loss=read.loss, grad_norm=read.grad_norm, culprits=culprits)
     if not overflowed:
-        _update(
-            model, optimizer, lr=lr, target_ema=target_ema, target_first=settings.optim.target_update == "before_step"
-        )
+        update(training, step=step)
     if scaler is not None:
         scaler.update()
-    return StepFigures(
-        loss=loss,
-        lr=lr,
-        target_ema=target_ema,
+    figures = StepFigures(
+        loss=read.loss,
+        lr=run_learning_rate(settings, step, plan),
+        target_ema=run_target_ema(settings, step, plan),
         num_clusters=settings.num_clusters(step // plan.steps_per_epoch),
-        valid_fraction=num_valid / (plan.global_batch_size * last.valid.shape[1]),
-        masks_per_image=num_valid / plan.global_batch_size,
-        clusters_in_use=in_use / plan.global_batch_size,
-        prediction_std=prediction_std,
-        projection_std=projection_std,
-        grad_norm=grad_norm,
-        skipped=int(num_skipped),
+        valid_fraction=read.valid / (plan.global_batch_size * last.valid.shape[1]),
+        masks_per_image=read.valid / plan.global_batch_size,
+        clusters_in_use=read.clusters_in_use / plan.global_batch_size,
+        prediction_std=read.prediction_std,
+        projection_std=read.projection_std,
+        grad_norm=read.grad_norm,
+        skipped=int(read.skipped),
         overflowed=int(overflowed),
-        asked_to_stop=int(asked),
+        asked_to_stop=int(read.asked),
     )
+    return StepResult(figures, [one for part in parts for one in part.local_batch.host.skipped])
+
+
+def _read_back(sums: _Sums, grad_norm: Tensor, last: Output) -> _Read:
+    """All figures in one read, after everything that they wait for has been queued."""
+    mean_loss = sums.loss / sums.masks.clamp(min=1)
+    stds = [feature_std(last.predictions), feature_std(last.projections)]
+    values = [mean_loss, sums.valid, sums.clusters_in_use, sums.skipped, sums.asked, grad_norm, *stds]
+    return _Read(*torch.stack([value.double() for value in values]).tolist())
 
 
 def seed_generators(seed: int, step: int, rank: int) -> None:
@@ -143,30 +173,23 @@ def seed_generators(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
 
 
-def _pass(training: Training, arrived: Arrived, number: int, step: int, *, asks_to_stop: bool = False) -> _Part:
+def _pass(training: Training, local_batch: LocalBatch, number: int, step: int, *, asks_to_stop: bool = False) -> _Part:
     """Forward and backward of one local batch.
 
     DDP averages gradients over ranks, while the loss is a mean over the masks of all ranks and passes. With more than
     one pass that count is known only after the last: until then, losses are divided by the number of images.
     """
-    settings, plan, world, scaler = training.settings, training.plan, training.world, training.scaler
-    first_group = (world.rank * plan.accumulation + number) * _groups(settings, plan)
-    num_clusters = settings.num_clusters(step // plan.steps_per_epoch)
-    drawn = seeding_uniforms(
-        num_clusters, seed=settings.seed, step=step, first_group=first_group, num_groups=_groups(settings, plan)
-    )
-    dtype = AUTOCAST.get(settings.run.precision)
-    with torch.autocast(world.device.type, dtype, enabled=dtype is not None):
-        mask_uniforms = _mask_uniforms(step, first_group, settings, plan, world.device)
-        output = training.model(arrived.batch, drawn.to(world.device), mask_uniforms)
-    counted = [len(arrived.host.skipped), int(asks_to_stop and number == 0)]
+    plan, world, scaler = training.plan, training.world, training.scaler
+    output = forward_pass(training, local_batch.batch, step=step, pass_number=number)
+    counted = [len(local_batch.host.skipped), int(asks_to_stop and number == 0)]
     local = [output.loss_sum, output.num_masks, output.valid.sum(), output.clusters_in_use.sum()]
-    sums = torch.stack([value.detach().double() for value in local])
-    sums = sum_over_ranks(torch.cat([sums, torch.tensor(counted, dtype=sums.dtype).to(sums.device)]), world)
-    over = sums[1].clamp(min=1) if plan.accumulation == 1 else sums.new_tensor(plan.global_batch_size)
+    values = torch.stack([value.detach().double() for value in local])
+    counts = torch.tensor(counted, dtype=values.dtype).to(values.device)
+    sums = _Sums(*sum_over_ranks(torch.cat([values, counts]), world).unbind())
+    over = sums.masks.clamp(min=1) if plan.accumulation == 1 else values.new_tensor(plan.global_batch_size)
     loss = output.loss_sum * (world.size / over).to(output.loss_sum.dtype)
     (loss if scaler is None else scaler.scale(loss)).backward()
-    return _Part(arrived, output, sums)
+    return _Part(local_batch, output, sums)
 
 
 def _gradient_norm(training: Training, num_masks: Tensor) -> Tensor:
@@ -188,16 +211,16 @@ def _culprits(training: Training, parts: Sequence[_Part], step: int) -> list[Cul
     """
     found = []
     for number, part in enumerate(parts):
-        batch, output = part.arrived.batch, part.output
+        batch, output = part.local_batch.batch, part.output
         values = (batch.images, batch.views, output.projections, output.predictions, output.loss_sum)
         quantity = _not_finite(dict(zip(FORWARD, values, strict=True)))
         training.optimizer.zero_grad(set_to_none=True)
         with only_local(training.model):  # on every rank: batch norms exchange their statistics
-            _pass(training, part.arrived, number, step)
+            _pass(training, part.local_batch, number, step)
         gradients = {f"gradient of {name}": p.grad for name, p in training.model.named_parameters()}
         quantity = quantity or _not_finite(gradients)
         if quantity is not None:
-            found.append(Culprit(training.world.rank, quantity, part.arrived.host.sample_id.tolist()))
+            found.append(Culprit(training.world.rank, quantity, part.local_batch.host.sample_id.tolist()))
     texts = texts_of_all(json.dumps(found), training.world)
     every = [Culprit(*one) for text in texts for one in json.loads(text)]
     order = [FORWARD.index(one.quantity) if one.quantity in FORWARD else len(FORWARD) for one in every]
@@ -207,34 +230,3 @@ def _culprits(training: Training, parts: Sequence[_Part], step: int) -> list[Cul
 def _not_finite(values: Mapping[str, Tensor | None]) -> str | None:
     """The name of the first that holds NaN or infinity."""
     return next((name for name, value in values.items() if value is not None and not value.isfinite().all()), None)
-
-
-def _groups(settings: PretrainSettings, plan: BatchPlan) -> int:
-    """Clustering groups of a local batch."""
-    return plan.local_batch_size // settings.refine.clustering_group_size
-
-
-def _mask_uniforms(
-    step: int, first_group: int, settings: PretrainSettings, plan: BatchPlan, device: torch.device
-) -> Tensor | None:
-    """What samples masks for the contrastive losses, (b, 2, n): a function of (seed, step, clustering group)."""
-    if settings.objective.loss == "byol":
-        return None
-    shape = (settings.refine.clustering_group_size, 2, settings.objective.masks_per_view)
-    drawn = [
-        np.random.default_rng([settings.seed, step, group, 1]).random(shape, dtype=np.float32)
-        for group in range(first_group, first_group + _groups(settings, plan))
-    ]
-    return torch.from_numpy(np.concatenate(drawn)).to(device)
-
-
-def _update(model: nn.Module, optimizer: Optimizer, *, lr: float, target_ema: float, target_first: bool) -> None:
-    """LARS, then the target; or the other way round."""
-    r2o = unwrapped(model)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    if target_first:
-        update_target(r2o.target, r2o.online, target_ema=target_ema)
-    optimizer.step()
-    if not target_first:
-        update_target(r2o.target, r2o.online, target_ema=target_ema)

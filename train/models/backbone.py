@@ -69,13 +69,6 @@ def _dilate(stage: nn.Module) -> None:
                 module.dilation, module.padding = (2, 2), (2, 2)
 
 
-def feature_size(image_size: int, stride: int) -> int:
-    """Height and width of a feature map of stride 16 or 32: every halving rounds up."""
-    while stride > 1:
-        image_size, stride = (image_size + 1) // 2, stride // 2
-    return image_size
-
-
 class ViTBackbone(VisionTransformer):
     """torchvision's Vision Transformer of 16 × 16 patches without its classifier, with C4 and C5 after the last block.
 

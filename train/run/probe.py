@@ -128,7 +128,7 @@ class _Classed(NamedTuple):
             means = [backbone(normalize(images.to(world.device))).c5.mean((2, 3)) for images in batches]
         own = F.normalize(torch.cat(means), dim=1)
         longest = max(map(len, self.of_ranks))
-        of_ranks = gather_rows(world)(F.pad(own, (0, 0, 0, longest - len(own)))).values.split(longest)
+        of_ranks = gather_rows(F.pad(own, (0, 0, 0, longest - len(own))), world).values.split(longest)
         return torch.cat([part[: len(rows)] for part, rows in zip(of_ranks, self.of_ranks, strict=True)])
 
 

@@ -12,7 +12,7 @@ from pipeline.foundation.settings import load_settings
 from preprocess.config import ShardSettings
 from train.config.batches import plan_batches, run_learning_rate, run_target_ema
 from train.config.pretrain import PretrainSettings
-from train.data.device import Arrived, to_device
+from train.data.device import LocalBatch, to_device
 from train.data.loader import host_batches
 from train.data.shards.open import max_superpixels, open_shards
 from train.distributed.world import World
@@ -264,8 +264,8 @@ def test_every_configuration_takes_a_step(name: str, mapped_shards: Path) -> Non
     for step in (1, plan.total_steps - 1):
         host = next(iter(host_batches(reader, settings, range(step, step + 1), rank=0, num_ranks=1)))
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
-        arrived = Arrived(host, to_device(host, settings, world.device))
-        figures = train_step(training, [arrived], step=step)
+        local_batch = LocalBatch(host, to_device(host, settings, world.device))
+        figures = train_step(training, [local_batch], step=step).figures
         assert np.isfinite([figures.loss, figures.grad_norm]).all()
         assert 0 < figures.loss < (20 if settings.objective.loss != "byol" else 8)
         assert figures.num_clusters == settings.num_clusters(step // plan.steps_per_epoch)

@@ -10,7 +10,7 @@ import torch
 from pipeline.artifacts.manifest import Manifest
 from pipeline.foundation.errors import InputError
 from train.config.pretrain import PretrainSettings
-from train.data.device import Arrived, ahead, device_batches, to_device
+from train.data.device import LocalBatch, ahead, device_batches, to_device
 from train.data.loader import host_batches
 from train.data.shards.open import open_shards
 
@@ -31,7 +31,7 @@ def settings_of(**data: object) -> PretrainSettings:
     )
 
 
-def arrived(shards: Path, *, steps: range = range(3), **data: object) -> list[Arrived]:
+def local_batches(shards: Path, *, steps: range = range(3), **data: object) -> list[LocalBatch]:
     settings = settings_of(**data)
     reader = open_shards(str(shards), Manifest.read(shards), settings.data)
     return list(device_batches(host_batches(reader, settings, steps, rank=0, num_ranks=1), settings, CPU))
@@ -40,7 +40,9 @@ def arrived(shards: Path, *, steps: range = range(3), **data: object) -> list[Ar
 @pytest.mark.parametrize("workers", [0, 1])
 def test_decoding_on_the_device_gives_the_host_s_pixels(shards: Path, workers: int) -> None:
     for on_host, on_device in zip(
-        arrived(shards, num_workers=workers), arrived(shards, num_workers=workers, decode="device"), strict=True
+        local_batches(shards, num_workers=workers),
+        local_batches(shards, num_workers=workers, decode="device"),
+        strict=True,
     ):
         assert on_device.host.images is None
         assert on_device.host.sample_id.tolist() == on_host.host.sample_id.tolist()
@@ -51,7 +53,7 @@ def test_decoding_on_the_device_gives_the_host_s_pixels(shards: Path, workers: i
 
 
 def test_augmenting_on_the_host_gives_the_device_s_pixels_rounded(shards: Path) -> None:
-    for device, host in zip(arrived(shards), arrived(shards, augment="host"), strict=True):
+    for device, host in zip(local_batches(shards), local_batches(shards, augment="host"), strict=True):
         assert host.host.views.dtype == torch.uint8
         assert (device.batch.views - host.batch.views).abs().max() <= 0.5 / 255 / 0.224 + 1e-4
 
@@ -86,7 +88,7 @@ def test_an_error_in_the_thread_is_the_consumer_s() -> None:
 
 
 def test_what_is_normalised_is_the_host_s_image(shards: Path) -> None:
-    (one,) = arrived(shards, steps=range(1))
+    (one,) = local_batches(shards, steps=range(1))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = (one.host.images.float() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     torch.testing.assert_close(one.batch.images, expected, atol=1e-5, rtol=1e-5)

@@ -10,7 +10,7 @@ import torch
 from pipeline.artifacts.manifest import Manifest
 from train.config.batches import plan_batches
 from train.config.pretrain import OptimSettings, PretrainSettings
-from train.data.device import Arrived, to_device
+from train.data.device import LocalBatch, to_device
 from train.data.loader import HostBatch, host_batches
 from train.data.shards.open import open_shards
 from train.distributed.world import World
@@ -44,8 +44,8 @@ def host(shards: Path) -> HostBatch:
 
 def step_on(model: R2O, optimizer: LARS, host: HostBatch) -> StepFigures:
     plan = plan_batches(SETTINGS, num_samples=70, num_ranks=1)
-    arrived = Arrived(host, to_device(host, SETTINGS, WORLD.device))
-    return train_step(Training(model, optimizer, SETTINGS, plan, WORLD), [arrived], step=0)
+    local_batch = LocalBatch(host, to_device(host, SETTINGS, WORLD.device))
+    return train_step(Training(model, optimizer, SETTINGS, plan, WORLD), [local_batch], step=0).figures
 
 
 def fresh() -> tuple[R2O, LARS]:
@@ -115,17 +115,17 @@ def other_step(shards: Path, settings: PretrainSettings, step: int = 0) -> tuple
     manifest = Manifest.read(shards)
     plan = plan_batches(settings, num_samples=manifest.stored, num_ranks=1)
     training = build_training(settings, plan, WORLD, max_superpixels=manifest.max_superpixels)
-    return training, train_step(training, arriving_of(shards, settings, step), step=step)
+    return training, train_step(training, local_batches_of(shards, settings, step), step=step).figures
 
 
-def arriving_of(shards: Path, settings: PretrainSettings, step: int = 0) -> list[Arrived]:
+def local_batches_of(shards: Path, settings: PretrainSettings, step: int = 0) -> list[LocalBatch]:
     manifest = Manifest.read(shards)
     plan = plan_batches(settings, num_samples=manifest.stored, num_ranks=1)
     batches = host_batches(
         open_shards(str(shards), manifest, settings.data), settings, range(step, step + 1),
         rank=0, num_ranks=1, local_batch_size=plan.local_batch_size,
     )  # fmt: skip
-    return [Arrived(host, to_device(host, settings, WORLD.device)) for host in batches]
+    return [LocalBatch(host, to_device(host, settings, WORLD.device)) for host in batches]
 
 
 def with_run(**run: object) -> PretrainSettings:
@@ -134,9 +134,9 @@ def with_run(**run: object) -> PretrainSettings:
 
 def test_accumulated_passes_give_the_gradient_of_the_loss_over_all_masks(shards: Path) -> None:
     settings = with_run(accumulation=2)
-    parts = arriving_of(shards, settings)
+    parts = local_batches_of(shards, settings)
     assert [len(part.host.sample_id) for part in parts] == [8, 8]
-    whole = arriving_of(shards, with_run())[0].host.sample_id
+    whole = local_batches_of(shards, with_run())[0].host.sample_id
     assert torch.equal(torch.cat([part.host.sample_id for part in parts]), whole)
     training, figures = other_step(shards, settings)
     reference = build_model(settings, max_superpixels=25).train()
@@ -163,14 +163,14 @@ def test_fp16_scales_the_loss_and_skips_what_overflows(shards: Path) -> None:
     }  # fp16 is slow here
     settings = PretrainSettings.model_validate({**small, "run": {"precision": "fp16"}})
     plain = other_step(shards, PretrainSettings.model_validate(small))[1]
-    plan, arriving = plan_batches(settings, num_samples=70, num_ranks=1), arriving_of(shards, settings)
+    plan, local_batches = plan_batches(settings, num_samples=70, num_ranks=1), local_batches_of(shards, settings)
     training = build_training(settings, plan, WORLD, max_superpixels=25)
     assert training.scaler is not None
     training.scaler.scale(torch.ones(()))
     training.scaler.update(2.0**18)
     before = {name: p.detach().clone() for name, p in training.model.named_parameters()}
     overflowed = 0
-    while (figures := train_step(training, arriving, step=0)).overflowed:
+    while (figures := train_step(training, local_batches, step=0).figures).overflowed:
         overflowed += 1
         assert training.scaler.get_scale() == 2.0 ** (18 - overflowed)
         assert all(torch.equal(p, before[name]) for name, p in training.model.named_parameters())
@@ -211,7 +211,7 @@ def test_a_compiled_step_gives_the_same_numbers(shards: Path) -> None:
     names = [name for name, _ in training.model.named_parameters()]
     compile_backbones(unwrapped(training.model))
     assert [name for name, _ in training.model.named_parameters()] == names
-    figures = train_step(training, arriving_of(shards, settings), step=0)
+    figures = train_step(training, local_batches_of(shards, settings), step=0).figures
     plain = other_step(shards, settings)[1]
     assert figures.loss == pytest.approx(plain.loss, rel=1e-4)
     assert figures.grad_norm == pytest.approx(plain.grad_norm, rel=1e-3)

@@ -12,7 +12,7 @@ from tests.train.engine.test_lars import reference_step
 from tests.train.r2o.test_model import plain_reference
 from train.config.batches import plan_batches
 from train.config.pretrain import PretrainSettings
-from train.data.device import Arrived
+from train.data.device import LocalBatch
 from train.data.loader import HostBatch
 from train.distributed.world import World
 from train.engine.build import build_training, unwrapped
@@ -90,7 +90,7 @@ def test_a_step_equals_the_float64_reference() -> None:
     refined_map = plain_refined_map(reference, batch, [s.double().numpy() for s in seeds])
 
     host = HostBatch.__new__(HostBatch, *([None] * len(HostBatch._fields)))._replace(skipped=())
-    figures = train_step(training, [Arrived(host, batch)], step=0)
+    figures = train_step(training, [LocalBatch(host, batch)], step=0).figures
     in_double = batch._replace(views=batch.views.double())
     loss = plain_reference(reference, in_double, torch.from_numpy(refined_map), 5)
     loss.backward()
