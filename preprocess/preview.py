@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipeline.artifacts.label_maps import MAIN_MAP, map_member
 from pipeline.artifacts.manifest import Manifest, ShardIndex, ShardStats
-from pipeline.artifacts.sample import IMAGE_MEMBER, SUPERPIXELS_MEMBER, decode_jpeg, decode_label_map, map_member
+from pipeline.artifacts.sample import IMAGE_MEMBER, decode_jpeg, decode_label_map
 from pipeline.foundation.errors import InputError, exit_code_of
 from pipeline.foundation.files import write_atomic
 from pipeline.foundation.folders import Folder, folder_at
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=24, help="number of images, spread evenly over what is chosen")
     parser.add_argument("--shard", action="append", default=[], help="draw from this one: its file name or number")
     parser.add_argument("--key", action="append", default=[], help="draw this sample")
-    parser.add_argument("--map", help="draw this further map")
+    parser.add_argument("--map", default=MAIN_MAP, help="draw this further map")
     return exit_code_of(lambda: _run(parser.parse_args(argv)))
 
 
@@ -61,13 +62,13 @@ def contact_sheet(
     count: int,
     shards: Sequence[str] = (),
     keys: Sequence[str] = (),
-    map_name: str | None = None,
+    map_name: str = MAIN_MAP,
 ) -> Image.Image:
     """Pairs of image and image with borders: of the samples of `keys`, else of `count` spread evenly over `shards`.
 
     Args:
         shards: file names or numbers; none: the whole set.
-        map_name: a further map; None: the main one.
+        map_name: of the map to draw.
     Raises:
         InputError: no finished shards, none of them holds a sample, what is asked for is not there, a file is damaged,
             or `count` is below 1.
@@ -76,7 +77,7 @@ def contact_sheet(
         raise InputError(f"--count {count}: give at least 1")
     folder = folder_at(place)
     manifest = Manifest.read(folder)
-    if map_name is not None and map_name not in manifest.maps:
+    if map_name != MAIN_MAP and map_name not in manifest.maps:
         raise InputError(f"--map {map_name}: further maps of {folder.root} are {', '.join(manifest.maps) or 'none'}")
     if not manifest.stored:
         raise InputError(f"{folder.root}: no image was stored; quarantine.jsonl says why")
@@ -84,8 +85,7 @@ def contact_sheet(
         chosen = [_sample_of_key(folder, manifest, key) for key in keys]
     else:
         chosen = _spread_over(manifest, [_shard_of(manifest, name) for name in shards], count)
-    member = SUPERPIXELS_MEMBER if map_name is None else map_member(map_name)
-    pairs = [_pair(folder, manifest.shards[shard], row, member) for shard, row in chosen]
+    pairs = [_pair(folder, manifest.shards[shard], row, map_member(map_name)) for shard, row in chosen]
     rows = [pairs[start : start + PAIRS_PER_ROW] for start in range(0, len(pairs), PAIRS_PER_ROW)]
     return sheet([[tile for pair in row for tile in pair] for row in rows])
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
+from pipeline.artifacts.label_maps import MAIN_MAP, map_member
 from pipeline.artifacts.manifest import (
     MANIFEST_NAME,
     QUARANTINE_NAME,
@@ -30,11 +31,9 @@ from pipeline.artifacts.manifest import (
 from pipeline.artifacts.sample import (
     IMAGE_MEMBER,
     META_MEMBER,
-    SUPERPIXELS_MEMBER,
     SampleMeta,
     decode_jpeg,
     decode_label_map,
-    map_member,
 )
 from pipeline.foundation.errors import InputError, exit_code_of, os_errors_named
 from pipeline.foundation.exit_codes import EXIT_DAMAGED
@@ -53,11 +52,16 @@ BLOCK = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class MapForm:
-    """What the manifest says of a map: its member, its side in pixels, the most ids that one has."""
+    """What the manifest says of a map: its name, its side in pixels, the most ids that one has."""
 
-    member: str
+    name: str
     size: int
     most: int
+
+    @property
+    def member(self) -> str:
+        """The member that holds it."""
+        return map_member(self.name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,9 +176,8 @@ def _about_keys(manifest: Manifest, number: int, keys: Sequence[str]) -> Iterato
 
 
 def _forms(manifest: Manifest) -> list[MapForm]:
-    main_map = MapForm(member=SUPERPIXELS_MEMBER, size=manifest.superpixel_size, most=manifest.max_superpixels)
-    further = manifest.maps.items()
-    return [main_map, *(MapForm(member=map_member(n), size=m.size, most=m.max_superpixels) for n, m in further)]
+    stats = {name: manifest.map_stats(name) for name in (MAIN_MAP, *manifest.maps)}
+    return [MapForm(name=name, size=one.size, most=one.max_superpixels) for name, one in stats.items()]
 
 
 def _about_members(
@@ -234,7 +237,7 @@ def _fault_of_map(data: bytes, form: MapForm, num_superpixels: int) -> str | Non
         return "has gaps in its ids"
     if len(counts) > form.most:
         return f"has more than {form.most} ids"
-    if form.member == SUPERPIXELS_MEMBER and len(counts) != num_superpixels:
+    if form.name == MAIN_MAP and len(counts) != num_superpixels:
         return "has not the number of ids that json says"
     return None
 

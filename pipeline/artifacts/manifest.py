@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.artifacts.label_maps import MAIN_MAP
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.folders import Folder, folder_at
 
@@ -82,7 +83,7 @@ class QuarantineEntry(_Record):
 
 
 class MapStats(_Record):
-    """A further map of every sample: its height and width in pixels, and the largest number of ids in one."""
+    """A map of every sample: its height and width in pixels, and the largest number of ids in one."""
 
     size: int
     max_superpixels: int
@@ -112,6 +113,12 @@ class Manifest(_Record):
     classes: tuple[str, ...] = ()
     quarantine_sha256: str
     shards: tuple[ShardStats, ...]
+
+    def map_stats(self, name: str) -> MapStats:
+        """Of the main map or a further one. Raises KeyError where there is no such map."""
+        if name == MAIN_MAP:
+            return MapStats(size=self.superpixel_size, max_superpixels=self.max_superpixels)
+        return self.maps[name]
 
     def encode(self) -> bytes:
         """Indented JSON with sorted keys."""

@@ -18,17 +18,11 @@ import simplejpeg
 from PIL import Image
 
 IMAGE_MEMBER = "jpg"
-SUPERPIXELS_MEMBER = "superpixels.png"
 META_MEMBER = "json"
 MAX_8BIT_LABELS = 256
 PNG_SIGNATURE, PNG_GREY, PNG_UP = b"\x89PNG\r\n\x1a\n", 0, 2
 PNG_START = PNG_SIGNATURE + b"\0\0\0\x0dIHDR"
 IDAT_AT = 33  # after signature and header
-
-
-def map_member(name: str) -> str:
-    """The member that holds the further map `name`."""
-    return f"superpixels-{name}.png"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,16 @@ def resize_labels(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return label_map[rows[:, None], columns[None, :]]
 
 
+def voc_palette() -> np.ndarray:
+    """VOC's colours, uint8 (256, 3).
+
+    Bits 0, 1, 2 of an id go to red, green, blue from the highest bit down, then bits 3, 4, 5, …
+    """
+    ids = np.arange(256)
+    shifts = [sum(((ids >> (3 * level + channel)) & 1) << (7 - level) for level in range(3)) for channel in range(3)]
+    return np.stack(shifts, axis=1).astype(np.uint8)
+
+
 def sheet(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str] = ()) -> Image.Image:
     """Tiles (uint8 H × W × 3, all of one size) in rows, with one caption per column on top."""
     height, width = rows[0][0].shape[:2]

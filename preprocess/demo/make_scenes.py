@@ -14,6 +14,7 @@ from PIL import Image, ImageFilter
 from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import is_temporary, write_atomic
+from pipeline.foundation.pictures import voc_palette
 from pipeline.foundation.progress import Progress
 from preprocess.config import SceneSettings
 from preprocess.demo.scene_art import Scene, make_scene
@@ -107,16 +108,9 @@ def voc_mask(scene: Scene, *, void_width: int) -> np.ndarray:
     return np.where(np.asarray(most) != np.asarray(least), np.uint8(VOID), scene.classes)
 
 
-def voc_palette() -> bytes:
-    """The 256 RGB colours of PASCAL VOC: bit k of each channel, from the top, is bit 3k + channel of the id."""
-    ids = np.arange(256)
-    bits = [[(ids >> (3 * k + channel) & 1) << (7 - k) for k in range(3)] for channel in range(3)]
-    return np.array(bits).sum(axis=1).T.astype(np.uint8).tobytes()
-
-
 def _palette_png(mask: np.ndarray) -> bytes:
     image = Image.fromarray(mask)
-    image.putpalette(voc_palette())
+    image.putpalette(voc_palette().tobytes())
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.artifacts.fingerprint import differences
+from pipeline.artifacts.label_maps import MAIN_MAP
 from pipeline.artifacts.manifest import (
     MANIFEST_NAME,
     QUARANTINE_NAME,
@@ -30,7 +31,7 @@ from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import is_temporary
 from pipeline.foundation.folders import Folder, folder_at
 from pipeline.foundation.locks import held
-from preprocess.shards.make_one import MAIN_MAP, ShardResult
+from preprocess.shards.make_one import ShardResult
 from preprocess.shards.plan import Plan
 
 JOB_FOLDER, JOB_NAME = ".job", "job.json"

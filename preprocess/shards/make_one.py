@@ -15,14 +15,13 @@ from typing import BinaryIO, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.artifacts.fingerprint import differences
+from pipeline.artifacts.label_maps import MAIN_MAP, map_member
 from pipeline.artifacts.manifest import IndexEntry, QuarantineEntry, ShardIndex, ShardStats
 from pipeline.artifacts.sample import (
     IMAGE_MEMBER,
     META_MEMBER,
-    SUPERPIXELS_MEMBER,
     SampleMeta,
     encode_label_map,
-    map_member,
     source_name,
 )
 from pipeline.foundation.errors import InputError
@@ -40,14 +39,13 @@ FILE_ERRORS = frozenset(
 )
 READ_AHEAD_BYTES = 64 * 2**20
 OURS = re.compile(rf"{IMAGE_MEMBER}|{META_MEMBER}|superpixels(-[a-z0-9_]+)?\.png", re.IGNORECASE)
-MAIN_MAP = ""
 MAX_MEMBER_NAME = 80  # of the 100 bytes of a ustar name
 
 
 class ShardResult(BaseModel):
     """What making a shard gave: its statistics, the images left out, the largest number of ids of each map.
 
-    `max_superpixels` is by map, "" for the main one; `seconds` is how long it took.
+    `max_superpixels` is by name of the map; `seconds` is how long it took.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,11 +56,21 @@ class ShardResult(BaseModel):
     seconds: float
 
 
-class Sample(NamedTuple):
+class PackedSample(NamedTuple):
     """The members of a sample by name, and the number of ids of each of its maps."""
 
     members: dict[str, bytes]
     num_superpixels: dict[str, int]
+
+
+class Watch:
+    """Is told what `make_shard` does; this one does nothing about it."""
+
+    def image(self, number: int) -> None:
+        """The image of this number is touched next."""
+
+    def images_done(self) -> None:
+        """Every image has been touched; the shard is not published yet."""
 
 
 def make_shard(
@@ -70,28 +78,28 @@ def make_shard(
     *,
     folder: Folder,
     bad: Mapping[int, str] | None = None,
-    on_image: Callable[[int], None] = lambda number: None,
+    watch: Watch | None = None,
 ) -> ShardResult:
     """Write `task.name` and its index into `folder`, each whole or not at all, the index last.
 
     Args:
         bad: reason by number of images that are not to be touched.
-        on_image: called with the number of each image before it is touched, and with -1 after the last.
+        watch: told which image comes next.
     Raises:
         InputError: an image cannot be read for a reason that lies outside it. OSError: writing failed.
     """
     _check_versions(task)
-    start = time.monotonic()
+    start, watch = time.monotonic(), watch or Watch()
     quarantine: list[QuarantineEntry] = []
     entries: list[IndexEntry] = []
     largest = dict.fromkeys((MAIN_MAP, *task.settings.maps), 0)
     with folder.writer(task.name) as file, Reader(task.root, task.kind, task.column) as reader:
         tar = _Tar(file)
-        for number, data in _in_order(task, reader, bad or {}, on_image):
+        for number, data in _in_order(task, reader, bad or {}, watch):
             source = task.sources[number]
             key = f"{task.first_key + number:09d}"
             try:
-                sample = make_sample(data, source, reader=reader, settings=task.settings)
+                sample = pack_sample(data, source, reader=reader, settings=task.settings)
             except Unreadable as error:
                 quarantine.append(QuarantineEntry(source=source_name(source.name), reason=str(error)))
                 continue
@@ -99,7 +107,7 @@ def make_shard(
                 IndexEntry(key=key, members={m: tar.add(f"{key}.{m}", d) for m, d in sample.members.items()})
             )
             largest = {name: max(most, sample.num_superpixels[name]) for name, most in largest.items()}
-        on_image(-1)
+        watch.images_done()
         tar.finish()
     index = ShardIndex(entries=tuple(entries)).encode()
     stats = ShardStats(
@@ -114,17 +122,17 @@ def make_shard(
     return ShardResult(stats=stats, quarantine=tuple(quarantine), max_superpixels=largest, seconds=seconds)
 
 
-def make_sample(data: bytes | Unreadable, source: Source, *, reader: Reader, settings: ShardSettings) -> Sample:
+def pack_sample(data: bytes | Unreadable, source: Source, *, reader: Reader, settings: ShardSettings) -> PackedSample:
     """The members of one image, from the bytes of its file. Raises Unreadable."""
     if isinstance(data, Unreadable):
         raise data
     try:
-        return _sample(data, source, reader, settings)
+        return _packed(data, source, reader, settings)
     except MemoryError:
         raise Unreadable(f"needs more memory than max_memory_mb={settings.max_memory_mb}") from None
 
 
-def _sample(data: bytes, source: Source, reader: Reader, settings: ShardSettings) -> Sample:
+def _packed(data: bytes, source: Source, reader: Reader, settings: ShardSettings) -> PackedSample:
     wanted = {MAIN_MAP: settings.superpixels, **settings.maps}
     side = max(made.size for made in wanted.values())
     image = read_image(data, quality=settings.quality, max_pixels=settings.max_pixels, min_side=side)
@@ -132,7 +140,7 @@ def _sample(data: bytes, source: Source, reader: Reader, settings: ShardSettings
     counts = {name: int(label_map.max()) + 1 for name, label_map in maps.items()}
     if counts[MAIN_MAP] > MAX_SEGMENTS:
         raise Unreadable(f"{counts[MAIN_MAP]} superpixels, more than {MAX_SEGMENTS}")
-    members = {IMAGE_MEMBER: image.jpeg, SUPERPIXELS_MEMBER: encode_label_map(maps.pop(MAIN_MAP))}
+    members = {IMAGE_MEMBER: image.jpeg}
     members |= {map_member(name): encode_label_map(label_map) for name, label_map in maps.items()}
     members[META_MEMBER] = _meta(source, image, counts[MAIN_MAP]).encode()
     for part in source.others:
@@ -140,7 +148,7 @@ def _sample(data: bytes, source: Source, reader: Reader, settings: ShardSettings
         if len(name.encode(errors="surrogateescape")) > MAX_MEMBER_NAME:
             raise Unreadable(f"member {name!r}: the name is too long for a tar")
         members[name] = reader.read_part(source, part)
-    return Sample(members, counts)
+    return PackedSample(members, counts)
 
 
 def _meta(source: Source, image: StoredImage, num_superpixels: int) -> SampleMeta:
@@ -164,7 +172,7 @@ def _check_versions(task: ShardTask) -> None:
 
 
 def _in_order(
-    task: ShardTask, reader: Reader, bad: Mapping[int, str], on_image: Callable[[int], None]
+    task: ShardTask, reader: Reader, bad: Mapping[int, str], watch: Watch
 ) -> Iterator[tuple[int, bytes | Unreadable]]:
     """Number and bytes of every image, read ahead where they come through a network."""
 
@@ -173,13 +181,13 @@ def _in_order(
 
     if not is_url(task.root):
         for number in range(len(task.sources)):
-            on_image(number)
+            watch.image(number)
             yield number, read(number)
         return
     with ThreadPoolExecutor(task.settings.read_ahead) as threads:
         for number, coming in _ahead(task, lambda number: threads.submit(read, number)):
             data = coming.result()
-            on_image(number)
+            watch.image(number)
             yield number, data
 
 

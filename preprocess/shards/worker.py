@@ -1,4 +1,4 @@
-"""Shards made in a process of their own, so that an image at which native code dies costs that image alone.
+"""The process that makes every shard: a child, so that an image at which native code dies costs that image alone.
 
 The child is kept from shard to shard. It marks in shared memory which image it is at. When a decoder kills it, or one
 image takes too much CPU time, that image is tried once more alone; if it kills again, it goes into quarantine and the
@@ -26,14 +26,14 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from pipeline.foundation.errors import InputError
-from pipeline.foundation.folders import folder_at
+from pipeline.foundation.folders import Folder, folder_at
 from preprocess.shards.job import check_owner
-from preprocess.shards.make_one import ShardResult, make_sample, make_shard, read_source
+from preprocess.shards.make_one import ShardResult, Watch, make_shard, pack_sample, read_source
 from preprocess.shards.plan import ShardTask
 from preprocess.sources.reader import Reader
 
 MARK = struct.Struct("<q")
-NO_IMAGE = -1
+NO_IMAGE = -1  # what the mark holds while the child is at none
 OWN_DOING = frozenset(
     {signal.SIGSEGV, signal.SIGFPE, signal.SIGBUS, signal.SIGILL, signal.SIGABRT, signal.SIGSYS, signal.SIGPROF}
 )
@@ -46,16 +46,16 @@ ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 
 class Died(Exception):
-    """The child ended by signal `number` (or exit code −`number`) at image `image`, −1 for none."""
+    """The child ended by signal `number` (or exit code −`number`) at image `image`, if it was at one."""
 
-    def __init__(self, number: int, image: int) -> None:
+    def __init__(self, number: int, image: int | None) -> None:
         super().__init__(number, image)
         self.number, self.image = number, image
 
     @property
     def is_own_doing(self) -> bool:
         """Whether code that handled an image brought it about."""
-        return self.image != NO_IMAGE and self.number in OWN_DOING
+        return self.image is not None and self.number in OWN_DOING
 
     def __str__(self) -> str:
         return signal.Signals(self.number).name if self.number > 0 else f"exit code {-self.number}"
@@ -87,7 +87,7 @@ class Child:
             code = self._process.wait()
             image = MARK.unpack_from(self._mark)[0]
             self.close()
-            raise Died(-code, image) from None
+            raise Died(-code, None if image == NO_IMAGE else image) from None
         if kind == "answer":
             return answer
         raise {"InputError": InputError, "OSError": OSError}.get(kind, RuntimeError)(*answer)
@@ -142,7 +142,7 @@ def make_shard_isolated(task: ShardTask, *, folder: str, owned: bool = True, chi
             result: ShardResult = child.ask("make", task, folder, owned, bad)
             return result
         except Died as death:
-            if death.is_own_doing:
+            if death.image is not None and death.is_own_doing:
                 deaths[death.image] += 1
                 if (again := _tried_alone(child, task, death.image)) or deaths[death.image] >= MOST_DEATHS:
                     bad[death.image] = _reason(again or death, task)
@@ -168,34 +168,65 @@ def _reason(death: Died, task: ShardTask) -> str:
 
 
 def _given_up(task: ShardTask, death: Died, killed: int) -> str:
-    at = f" at {task.sources[death.image].name!r}" if death.image != NO_IMAGE else ""
+    at = f" at {task.sources[death.image].name!r}" if death.image is not None else ""
     return (
         f"{task.name}: the process that makes it was killed {killed} times ({death}{at}; out of memory?); lower "
         "shards.workers or shards.max_memory_mb and run the same command again to go on"
     )
 
 
+class _Marking(Watch):
+    """Marks in shared memory which image comes next, and limits its CPU time."""
+
+    def __init__(self, mark: mmap.mmap, parent: int) -> None:
+        self._mark, self._parent = mark, parent
+        self.max_cpu_seconds = 0.0
+
+    def image(self, number: int) -> None:
+        """Mark it; end where nobody waits for this shard any more."""
+        self._note(number, seconds=self.max_cpu_seconds)
+
+    def images_done(self) -> None:
+        """Mark that it is at none."""
+        self._note(NO_IMAGE, seconds=0.0)
+
+    def _note(self, number: int, *, seconds: float) -> None:
+        if os.getppid() != self._parent:
+            os._exit(1)
+        MARK.pack_into(self._mark, 0, number)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+class _Owned(Watch):
+    """Asks, before a shard is published, whether the job that wanted it still works there."""
+
+    def __init__(self, inner: Watch, folder: Folder, fingerprint: str) -> None:
+        self._inner, self._folder, self._fingerprint = inner, folder, fingerprint
+
+    def image(self, number: int) -> None:
+        """Passed on."""
+        self._inner.image(number)
+
+    def images_done(self) -> None:
+        """Raises InputError where the job is gone."""
+        self._inner.images_done()
+        check_owner(self._folder, self._fingerprint)
+
+
 def serve(connection: Connection, mark: mmap.mmap) -> None:
     """The child: answer requests until the connection ends."""
-    parent = os.getppid()
+    watch = _Marking(mark, os.getppid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's
-
-    def on_image(image: int) -> None:
-        if os.getppid() != parent:
-            os._exit(1)  # nobody waits for this shard any more
-        MARK.pack_into(mark, 0, image)
-        signal.setitimer(signal.ITIMER_PROF, limits.max_cpu_seconds if image != NO_IMAGE else 0)
-
     while True:
         try:
             verb, arguments = connection.recv()
         except (EOFError, OSError):
             return
         task: ShardTask = arguments[0]
-        limits = task.settings
-        _limit_memory(limits.max_memory_mb)
+        watch.max_cpu_seconds = task.settings.max_cpu_seconds
+        _limit_memory(task.settings.max_memory_mb)
         try:
-            answer = VERBS[verb](*arguments, on_image=on_image)
+            answer = VERBS[verb](*arguments, watch=watch)
             connection.send(("answer", answer))
         except InputError as error:
             connection.send(("InputError", (str(error),)))
@@ -203,27 +234,19 @@ def serve(connection: Connection, mark: mmap.mmap) -> None:
             connection.send(("OSError", (error.errno, error.strerror or str(error), error.filename)))
         except Exception:
             connection.send(("RuntimeError", (traceback.format_exc(),)))
-        on_image(NO_IMAGE)
+        watch.images_done()
 
 
-def _make(
-    task: ShardTask, place: str, owned: bool, bad: Mapping[int, str], *, on_image: Callable[[int], None]
-) -> ShardResult:
+def _make(task: ShardTask, place: str, owned: bool, bad: Mapping[int, str], *, watch: Watch) -> ShardResult:
     folder = folder_at(place)
-
-    def check(image: int) -> None:
-        on_image(image)
-        if image == NO_IMAGE and owned:
-            check_owner(folder, task.fingerprint)
-
-    return make_shard(task, folder=folder, bad=bad, on_image=check)
+    return make_shard(task, folder=folder, bad=bad, watch=_Owned(watch, folder, task.fingerprint) if owned else watch)
 
 
-def _try(task: ShardTask, image: int, *, on_image: Callable[[int], None]) -> None:
+def _try(task: ShardTask, image: int, *, watch: Watch) -> None:
     source = task.sources[image]
     with Reader(task.root, task.kind, task.column) as reader, contextlib.suppress(Exception):
-        on_image(image)
-        make_sample(read_source(reader, source, task.settings), source, reader=reader, settings=task.settings)
+        watch.image(image)
+        pack_sample(read_source(reader, source, task.settings), source, reader=reader, settings=task.settings)
 
 
 VERBS: dict[str, Callable[..., ShardResult | None]] = {"make": _make, "try": _try}

@@ -9,9 +9,10 @@ from PIL import Image
 from scipy import ndimage
 
 from pipeline.foundation.errors import InputError
+from pipeline.foundation.pictures import voc_palette
 from preprocess import scenes
 from preprocess.config import SHAPES, SceneSettings
-from preprocess.demo.make_scenes import make_scenes, voc_mask, voc_palette
+from preprocess.demo.make_scenes import make_scenes, voc_mask
 from preprocess.demo.scene_art import _coverage, _Object, _outline, _soft, make_scene
 
 SMALL = SceneSettings(pretrain_images=13, train_images=3, val_images=2, size=48)
@@ -50,7 +51,7 @@ def test_layout(made):
 
 def test_palette_is_that_of_voc():
     """The first colours as the development kit lists them."""
-    palette = np.frombuffer(voc_palette(), np.uint8).reshape(256, 3)
+    palette = voc_palette()
     expected = [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128], [0, 128, 128]]
     assert palette[:7].tolist() == expected
     assert palette[20].tolist() == [0, 64, 128]

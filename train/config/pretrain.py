@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from pipeline.artifacts.label_maps import MAIN_MAP
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.settings import Settings
 from train.config.data import AugmentSettings, DataSettings
@@ -41,6 +42,9 @@ class RefineSettings(Settings):
         clustering: `none`: the regions themselves are the masks (Table 5's rows without refinement).
         regions: the prior: superpixels; equal rectangles; the cells of C4; the whole image as one.
         grid: rows and columns of `regions: grid`; null: the squarest grid of at most K cells.
+        kmeans_iterations: of Lloyd's.
+        assign: `cell` gives each C4 cell to its nearest centre (the paper), `superpixel` each region, painted at
+            56 × 56 (authors' release).
     """
 
     clustering: Literal["kmeans", "none"] = "kmeans"
@@ -229,11 +233,11 @@ class PretrainSettings(Settings):
         """base_lr × global_batch_size / 256 (A.1)."""
         return self.optim.base_lr * self.global_batch_size / LR_BATCH_SIZE
 
-    def superpixel_map(self, epoch: int) -> str | None:
-        """The further map that is read in `epoch`; None for the superpixels."""
+    def superpixel_map(self, epoch: int) -> str:
+        """Name of the map that is read in `epoch`; of the main one where no further ones are set."""
         maps = self.data.superpixel_maps
         wanted = math.log(self.num_clusters(epoch))
-        return min(maps, key=lambda name: (abs(math.log(maps[name]) - wanted), maps[name]), default=None)
+        return min(maps, key=lambda name: (abs(math.log(maps[name]) - wanted), maps[name]), default=MAIN_MAP)
 
     def num_clusters(self, epoch: float) -> int:
         """K in `epoch` (0-based)."""

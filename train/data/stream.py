@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.artifacts.sample import SUPERPIXELS_MEMBER, map_member
 from pipeline.foundation.errors import InputError
 from train.config.pretrain import PretrainSettings
 from train.data.order import SampleOrder
@@ -68,10 +67,8 @@ class SampleMaker:
         raise InputError(f"none of {tries + 1} samples in a row can be read, the first: {first}")
 
     def _make(self, sample_id: int, epoch: int) -> Sample:
-        further = self.settings.superpixel_map(epoch)
-        label_map = map_member(further) if further else SUPERPIXELS_MEMBER
-        raw = self.reader.read(sample_id, label_map)
-        manifest = self.reader.manifest
+        map_name = self.settings.superpixel_map(epoch)
+        raw = self.reader.read(sample_id, map_name)
         try:
             return make_sample(
                 raw.members,
@@ -81,8 +78,8 @@ class SampleMaker:
                 seed=self.settings.seed,
                 data=self.settings.data,
                 augment=self.settings.augment,
-                max_superpixels=manifest.maps[further].max_superpixels if further else manifest.max_superpixels,
-                label_map=label_map,
+                max_superpixels=self.reader.manifest.map_stats(map_name).max_superpixels,
+                map_name=map_name,
             )
         except InputError as error:
             raise InputError(f"{self.reader.name_of(self.reader.place_of(sample_id)[0])}: {error}") from None

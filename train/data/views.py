@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.artifacts.label_maps import MAIN_MAP, map_member
 from pipeline.artifacts.sample import (
     IMAGE_MEMBER,
     META_MEMBER,
-    SUPERPIXELS_MEMBER,
     SampleMeta,
     decode_jpeg,
     decode_label_map,
@@ -125,17 +125,17 @@ def make_sample(
     data: DataSettings,
     augment: AugmentSettings,
     max_superpixels: int,
-    label_map: str = SUPERPIXELS_MEMBER,
+    map_name: str = MAIN_MAP,
 ) -> Sample:
     """Decode once, resize the whole image, cut two views.
 
     Args:
         members: the sample's files, by name.
-        label_map: the member that holds the superpixels.
+        map_name: of the label map that gives the superpixels.
     Raises:
         InputError: a member is missing or damaged, or the label map has ids that the manifest rules out.
     """
-    meta, superpixels = decode_labels(members, key=key, max_superpixels=max_superpixels, label_map=label_map)
+    meta, superpixels = decode_labels(members, key=key, max_superpixels=max_superpixels, map_name=map_name)
     rng = sample_rng(seed=seed, epoch=epoch, sample_id=sample_id)
     geometry = draw_geometry(rng, width=meta.width, height=meta.height, data=data, augment=augment)
     sample = Sample(
@@ -159,7 +159,7 @@ def make_sample(
 
 
 def decode_labels(
-    members: Mapping[str, bytes], *, key: str, max_superpixels: int, label_map: str = SUPERPIXELS_MEMBER
+    members: Mapping[str, bytes], *, key: str, max_superpixels: int, map_name: str = MAIN_MAP
 ) -> tuple[SampleMeta, np.ndarray]:
     """What a sample's json says, and its superpixels (S, S); the JPEG's header is compared with the json.
 
@@ -167,14 +167,14 @@ def decode_labels(
         InputError: names the key and what is missing or damaged.
     """
     try:
-        superpixels = decode_label_map(members[label_map])
+        superpixels = decode_label_map(members[map_member(map_name)])
         meta = SampleMeta.decode(members[META_MEMBER])
         height, width, *_ = simplejpeg.decode_jpeg_header(members[IMAGE_MEMBER])
     except KeyError as error:
         raise InputError(f"sample {key} has no member {error.args[0]}; run `make shards` again") from None
     except ValueError as error:
         raise InputError(f"sample {key} is damaged ({error}); run `make shards` again") from None
-    is_main = label_map == SUPERPIXELS_MEMBER  # the json counts the ids of that one
+    is_main = map_name == MAIN_MAP  # the json counts the ids of that one
     limit = min(meta.num_superpixels, max_superpixels) if is_main else max_superpixels
     if (height, width) != (meta.height, meta.width) or int(superpixels.max()) >= limit:
         raise InputError(f"sample {key}: image or label map is not what its json says; run `make shards` again")

@@ -12,7 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from train.config.batches import BatchPlan
-from train.config.pretrain import PretrainSettings
+from train.config.pretrain import ObjectiveSettings, PretrainSettings, RefineSettings
 from train.distributed.collectives import gather_rows
 from train.distributed.world import World
 from train.engine.lars import LARS
@@ -85,32 +85,23 @@ def build_model(settings: PretrainSettings, *, max_superpixels: int, init: Mappi
         bias, contrast = model.head_output_bias, settings.objective.loss == "nt_xent"
         projector = Head(backbone.c5_channels, hidden_size=hidden, out_size=size, output_bias=bias)
         predictor = None if contrast else Head(size, hidden_size=hidden, out_size=size, output_bias=bias)
-    refine, objective = settings.refine, settings.objective
     return R2O(
         backbone,
         projector,
         predictor,
-        refinement=Refinement(
-            max_superpixels=max_superpixels,
-            group_size=refine.clustering_group_size,
-            clustering=refine.clustering,
-            regions=refine.regions,
-            grid=refine.grid,
-            iterations=refine.kmeans_iterations,
-            normalize=refine.normalize_features,
-            assign=refine.assign,
-        ),
-        objective=Objective(
-            loss=objective.loss,
-            view_masks=objective.view_masks,
-            rows=objective.rows,
-            min_pool_area=objective.min_pool_area,
-            concatenate=model.concatenate_views,
-            aligned=objective.roi_aligned,
-            masks_per_view=objective.masks_per_view,
-            temperature=objective.temperature,
-        ),
+        refinement=refinement_of(settings.refine, max_superpixels=max_superpixels),
+        objective=objective_of(settings.objective, concatenate_views=model.concatenate_views),
     )
+
+
+def refinement_of(refine: RefineSettings, *, max_superpixels: int) -> Refinement:
+    """The settings of refinement as the method takes them; every field has the name of its setting."""
+    return Refinement(max_superpixels=max_superpixels, **dict(refine))
+
+
+def objective_of(objective: ObjectiveSettings, *, concatenate_views: bool) -> Objective:
+    """The settings of the objective as the method takes them; every field has the name of its setting."""
+    return Objective(concatenate_views=concatenate_views, **dict(objective))
 
 
 def build_optimizer(model: R2O, settings: PretrainSettings) -> LARS:

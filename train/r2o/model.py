@@ -31,27 +31,20 @@ class Batch(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What is learned from the masks, and how. The defaults are the paper's.
+    """What is learned from the masks, and how.
 
-    Attributes:
-        loss: `byol` (Eqs. 4, 5); `detcon_b`; `nt_xent`, the same contrast without predictor and target (A.4).
-        view_masks: `refined`, aligned with the views; `superpixels`, cropped jointly with them (DetCon's own).
-        rows: which masks go through the heads: those `valid` in both views, or `all` (the release; the loss leaves
-            the others out).
-        min_pool_area: see `mask_pool`; 1 in the release.
-        concatenate: both views in one forward pass, so that their batch statistics mix (the release).
-        aligned: see `align_label_map`; False in the release.
-        masks_per_view, temperature: of the contrastive losses.
+    As in sections `pretrain.objective` and `pretrain.model` of the settings, under the same names; defaults are there
+    alone.
     """
 
-    loss: str = "byol"
-    view_masks: str = "refined"
-    rows: str = "valid"
-    min_pool_area: float = 0.0
-    concatenate: bool = False
-    aligned: bool = True
-    masks_per_view: int = 16
-    temperature: float = 0.1
+    loss: str
+    view_masks: str
+    rows: str
+    min_pool_area: float
+    roi_aligned: bool
+    masks_per_view: int
+    temperature: float
+    concatenate_views: bool
 
 
 class Output(NamedTuple):
@@ -66,6 +59,15 @@ class Output(NamedTuple):
     valid: Bool[Tensor, "b m"]
     refined_map: Int[Tensor, "b rh rw"] | None
     clusters_in_use: Float[Tensor, " b"]
+    predictions: Float[Tensor, "r d"]
+    projections: Float[Tensor, "r d"]
+
+
+class Compared(NamedTuple):
+    """The loss over a number of masks, and view 1's rows that it was taken of."""
+
+    loss_sum: Float[Tensor, ""]
+    num_masks: Int[Tensor, ""]
     predictions: Float[Tensor, "r d"]
     projections: Float[Tensor, "r d"]
 
@@ -85,13 +87,13 @@ class R2O(nn.Module):
         predictor: nn.Module | None,
         *,
         refinement: Refinement,
-        objective: Objective | None = None,
+        objective: Objective,
     ) -> None:
         super().__init__()
         self.online = nn.ModuleDict({"backbone": backbone, "projector": projector})
         self.predictor = predictor or nn.Identity()
         self.target = copy.deepcopy(self.online).requires_grad_(False)
-        self.refinement, self.objective = refinement, objective or Objective()
+        self.refinement, self.objective = refinement, objective
         self.gather: Gather = only_here
 
     def forward(
@@ -116,17 +118,17 @@ class R2O(nn.Module):
             target = online if self.objective.loss == "nt_xent" else self._c5(self.target, batch.views)
         pooled = [self._pool(c5, masks) for c5 in (online, target)]
         compare = self._byol if self.objective.loss == "byol" else self._contrast
-        loss_sum, count, predictions, projections = compare(pooled[0], pooled[1], present, mask_uniforms)
+        compared = compare(pooled[0], pooled[1], present, mask_uniforms)
         return Output(
-            loss_sum=loss_sum,
-            num_masks=count,
+            loss_sum=compared.loss_sum,
+            num_masks=compared.num_masks,
             valid=present.all(1),
             refined_map=refined_map,
             clusters_in_use=present.any(1).sum(1).float()
             if refined_map is None
             else clusters_in_use(refined_map, num_clusters=num_masks),
-            predictions=predictions.detach(),
-            projections=projections.detach(),
+            predictions=compared.predictions.detach(),
+            projections=compared.projections.detach(),
         )
 
     @torch.no_grad()
@@ -157,7 +159,7 @@ class R2O(nn.Module):
                 crop_box=batch.crop_box[:, v],
                 flipped=batch.flipped[:, v],
                 size=size,
-                aligned=self.objective.aligned,
+                aligned=self.objective.roi_aligned,
             )
             for v in (0, 1)
         )
@@ -167,8 +169,8 @@ class R2O(nn.Module):
         return self._each(lambda images: network["backbone"](images).c5, views[:, 0], views[:, 1])
 
     def _each(self, function: Callable[[Tensor], Tensor], first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """A function of each view's part, on its own or, with `concatenate`, on both at once."""
-        if not self.objective.concatenate:
+        """A function of each view's part, on its own or, with `concatenate_views`, on both at once."""
+        if not self.objective.concatenate_views:
             return function(first), function(second)
         both = function(torch.cat([first, second]))
         return both[: len(first)], both[len(first) :]
@@ -181,14 +183,14 @@ class R2O(nn.Module):
 
     def _byol(
         self, online: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], present: Tensor, _: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> Compared:
         """Eqs. 4 and 5 over the masks that are in both views; only those go through the heads unless `rows: all`."""
         valid = present.all(1).flatten()
         every = self.objective.rows == "all"
         rows = torch.arange(len(valid), device=valid.device) if every else valid.nonzero().squeeze(1)
         q, z = self._heads([h.flatten(0, 1)[rows] for h in online], [h.flatten(0, 1)[rows] for h in target])
         both = byol_loss(q[0], z[1]) + byol_loss(q[1], z[0])
-        return torch.where(valid[rows], both, 0.0).sum(), valid.sum(), q[0], z[0]
+        return Compared(torch.where(valid[rows], both, 0.0).sum(), valid.sum(), q[0], z[0])
 
     def _contrast(
         self,
@@ -196,7 +198,7 @@ class R2O(nn.Module):
         target: tuple[Tensor, Tensor],
         present: Tensor,
         mask_uniforms: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> Compared:
         """DetCon's loss over masks sampled in each view."""
         assert mask_uniforms is not None, "contrastive losses sample masks"
         ids = [sample_masks(present[:, v], mask_uniforms[:, v]) for v in (0, 1)]
@@ -214,7 +216,7 @@ class R2O(nn.Module):
             temperature=self.objective.temperature,
             gather=self.gather,
         )
-        return loss_sum, torch.tensor(ids[0].numel(), device=q[0].device), q[0], z[0]
+        return Compared(loss_sum, torch.tensor(ids[0].numel(), device=q[0].device), q[0], z[0])
 
     def _heads(self, online: list[Tensor], target: list[Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """q_θ(z_θ) and z_ξ of both views' rows; for NT-Xent, z_θ twice."""

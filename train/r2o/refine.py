@@ -30,28 +30,19 @@ def pool_regions(c4: Float[Tensor, "b c h w"], superpixels: Int[Tensor, "b sh sw
 
 
 class Refinement(NamedTuple):
-    """How masks are made. The defaults are the paper's.
+    """How masks are made. `max_superpixels`: ids are below this.
 
-    Attributes:
-        clustering: `kmeans`, or `none`: the regions themselves are the masks (Table 5's rows without refinement).
-        regions: the prior: `superpixels`; `grid`, equal rectangles; `cells`, those of C4; `image`, one region.
-        grid: rows and columns of `grid`; None: the squarest grid of at most K cells.
-        max_superpixels: ids are below this.
-        group_size: images per K-means; the batch holds whole groups.
-        iterations: Lloyd iterations.
-        normalize: L2-normalise regions and cells first.
-        assign: `cell` gives each C4 cell to its nearest centre (the paper), `superpixel` each region, painted at
-            56 × 56 (the authors' release).
+    All else is as in section `pretrain.refine` of the settings, under the same names; defaults are there alone.
     """
 
     max_superpixels: int
-    group_size: int
-    clustering: str = "kmeans"
-    regions: str = "superpixels"
-    grid: tuple[int, int] | None = None
-    iterations: int = 10
-    normalize: bool = True
-    assign: str = "cell"
+    clustering: str
+    regions: str
+    grid: tuple[int, int] | None
+    clustering_group_size: int
+    kmeans_iterations: int
+    normalize_features: bool
+    assign: str
 
     @property
     def needs_features(self) -> bool:
@@ -96,27 +87,27 @@ def refine(
     Returns:
         cluster ids in 0 … K-1, of C4's size for `assign: cell`.
     """
-    batch, num_clusters = c4.shape[0], uniforms.shape[1]
-    assert batch == uniforms.shape[0] * how.group_size, f"{batch} images are no whole groups of {how.group_size}"
+    batch, num_clusters, group_size = c4.shape[0], uniforms.shape[1], how.clustering_group_size
+    assert batch == uniforms.shape[0] * group_size, f"{batch} images are no whole groups of {group_size}"
     cells = c4.float().flatten(2).transpose(1, 2)
-    cells = _normalized(cells) if how.normalize else cells
+    cells = _normalized(cells) if how.normalize_features else cells
     if how.regions == "cells":
         rows, valid = cells, torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
     else:
         region_map = how.region_map(superpixels, num_clusters)
         regions = pool_regions(c4, region_map, max_superpixels=how.num_regions(num_clusters))
-        rows, valid = _normalized(regions.features) if how.normalize else regions.features, regions.valid
+        rows, valid = _normalized(regions.features) if how.normalize_features else regions.features, regions.valid
     clusters = kmeans(
-        rows.reshape(-1, how.group_size * rows.shape[1], rows.shape[2]),
-        valid.view(-1, how.group_size * valid.shape[1]),
+        rows.reshape(-1, group_size * rows.shape[1], rows.shape[2]),
+        valid.view(-1, group_size * valid.shape[1]),
         uniforms=uniforms,
-        iterations=how.iterations,
+        iterations=how.kmeans_iterations,
     )
     if how.assign == "superpixel" and how.regions != "cells":
         painted = sample_label_map(region_map, _painted_size(superpixels, how, (c4.shape[2], c4.shape[3]))).long()
         of_region = clusters.assignment.view(batch, -1)
         return of_region.gather(1, painted.flatten(1)).view_as(painted)
-    nearest = nearest_centre(cells.reshape(-1, how.group_size * cells.shape[1], cells.shape[2]), clusters.centres)
+    nearest = nearest_centre(cells.reshape(-1, group_size * cells.shape[1], cells.shape[2]), clusters.centres)
     return nearest.view(batch, *c4.shape[2:])
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipeline.artifacts.label_maps import MAIN_MAP
 from pipeline.artifacts.run_files import PANELS_FOLDER
-from pipeline.artifacts.sample import IMAGE_MEMBER, SUPERPIXELS_MEMBER, map_member
+from pipeline.artifacts.sample import IMAGE_MEMBER
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import atomic_writer
 from pipeline.foundation.pictures import (
@@ -80,18 +81,17 @@ class Panels:
 
 def _readable(
     reader: ShardReader, sample_id: int, settings: PretrainSettings
-) -> tuple[np.ndarray, dict[str | None, np.ndarray]]:
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Image and label maps of a sample or, where it is damaged and that is to be skipped, of the next whole one."""
     manifest, size = reader.manifest, settings.data.image_size
-    names: list[str | None] = [*settings.data.superpixel_maps] or [None]
+    names = [*settings.data.superpixel_maps] or [MAIN_MAP]
     for tries_left in reversed(range(manifest.stored)):
         try:
             superpixels = {}
             for name in names:
-                label_map = map_member(name) if name else SUPERPIXELS_MEMBER
-                limit = manifest.maps[name].max_superpixels if name else manifest.max_superpixels
-                raw = reader.read(sample_id, label_map)
-                labels = decode_labels(raw.members, key=raw.key, max_superpixels=limit, label_map=label_map)[1]
+                limit = manifest.map_stats(name).max_superpixels
+                raw = reader.read(sample_id, name)
+                labels = decode_labels(raw.members, key=raw.key, max_superpixels=limit, map_name=name)[1]
                 superpixels[name] = labels.astype(np.int32)
             pixels = torch.from_numpy(decode_pixels(raw.members[IMAGE_MEMBER], key=raw.key)).permute(2, 0, 1)
             return resized(pixels, size).permute(1, 2, 0).numpy(), superpixels

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.artifacts.label_maps import MAIN_MAP
 from pipeline.artifacts.manifest import Manifest
 from pipeline.foundation.settings import load_settings
 from preprocess.config import ShardSettings
@@ -241,7 +242,7 @@ def test_the_map_nearest_to_k_is_read() -> None:
         f"slic{n}" for n in (128, 64, 32, 16, 8, 4)
     ]
     assert settings_of("imagenet1k_r50_detcon_b").superpixel_map(7) == "felzenszwalb"
-    assert settings_of("imagenet1k_r50_paper").superpixel_map(7) is None
+    assert settings_of("imagenet1k_r50_paper").superpixel_map(7) == MAIN_MAP
 
 
 SMALL = (

@@ -6,16 +6,16 @@ from pathlib import Path
 import torch
 
 from pipeline.foundation.settings import load_settings
-from train.config.pretrain import PretrainSettings
+from train.config.pretrain import ObjectiveSettings, PretrainSettings, RefineSettings
 from train.distributed.collectives import sum_over_ranks
 from train.distributed.replicas import GlobalBatchNorm, distribute
 from train.distributed.world import World, world_from_environment
+from train.engine.build import objective_of, refinement_of
 from train.engine.job import check_job
 from train.engine.loop import pretrain
 from train.models.backbone import build_backbone
 from train.models.heads import Head
 from train.r2o.model import R2O, Batch
-from train.r2o.refine import Refinement
 from train.run.stopping import StopRequest
 
 ROWS = {"uneven": (5, 3), "one": (4, 1), "none": (6, 0), "single": (1, 0), "empty": (0, 0)}
@@ -60,8 +60,11 @@ def masks_case(world: World, valid_on_the_second: int) -> dict[str, torch.Tensor
     with torch.random.fork_rng():
         torch.manual_seed(0)
         heads = Head(512, hidden_size=32, out_size=16), Head(16, hidden_size=32, out_size=16)
-    refinement = Refinement(max_superpixels=1, group_size=4, clustering="none", regions="grid", grid=(2, 2))
-    model = distribute(R2O(build_backbone("resnet18", seed=0), *heads, refinement=refinement).train(), world)
+    refine = RefineSettings(clustering_group_size=4, clustering="none", regions="grid", grid=(2, 2))
+    refinement = refinement_of(refine, max_superpixels=1)
+    objective = objective_of(ObjectiveSettings(), concatenate_views=False)
+    r2o = R2O(build_backbone("resnet18", seed=0), *heads, refinement=refinement, objective=objective)
+    model = distribute(r2o.train(), world)
     output = model(batch, torch.zeros(share // 4, 4))
     count = sum_over_ranks(output.num_masks, world)
     (output.loss_sum * world.size / count).backward()

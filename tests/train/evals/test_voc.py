@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from pipeline.foundation.errors import exit_code_of
+from pipeline.foundation.pictures import voc_palette
 from train.evals import voc as command
 from train.evals.segmentation.metrics import class_iou, summary_of, table_of
-from train.evals.segmentation.pictures import voc_palette
 from train.evals.segmentation.voc_folder import VOC_CLASSES, VocFolder
 
 OPTIONS = [

@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from train.config.pretrain import ModelSettings, ObjectiveSettings, RefineSettings
+from train.engine.build import objective_of, refinement_of
 from train.models.backbone import build_backbone
 from train.models.heads import Head
 from train.r2o.ema import update_target
@@ -17,14 +19,23 @@ from train.r2o.model import R2O, Batch, Objective
 from train.r2o.refine import Refinement
 
 
-def small_model(group_size: int = 4, objective: dict[str, object] | None = None, **refinement: object) -> R2O:
+def small_model(
+    group_size: int = 4,
+    objective: dict[str, object] | None = None,
+    *,
+    concatenate_views: bool = False,
+    **refinement: object,
+) -> R2O:
     torch.manual_seed(0)
     backbone = build_backbone("resnet18", seed=0)
     heads = Head(512, hidden_size=32, out_size=16), Head(16, hidden_size=32, out_size=16)
+    refine = RefineSettings(clustering_group_size=group_size, kmeans_iterations=5, **refinement)
     return R2O(
-        backbone, *heads, refinement=Refinement(max_superpixels=16, group_size=group_size, iterations=5, **refinement),
-        objective=Objective(**objective or {}),
-    ).train()  # fmt: skip
+        backbone,
+        *heads,
+        refinement=refinement_of(refine, max_superpixels=16),
+        objective=objective_of(ObjectiveSettings(**objective or {}), concatenate_views=concatenate_views),
+    ).train()
 
 
 def batch_of(size: int = 4, *, boxes: torch.Tensor | None = None) -> Batch:
@@ -173,14 +184,14 @@ def test_contrastive_losses_against_the_networks_own_rows(loss: str) -> None:
 
 def test_release_switches_are_the_release_s_numbers() -> None:
     batch = batch_of()
-    mixed = small_model(objective={"concatenate": True})(batch, seeds(3))
+    mixed = small_model(concatenate_views=True)(batch, seeds(3))
     apart = small_model()(batch, seeds(3))
     assert torch.equal(mixed.refined_map, apart.refined_map)
     assert not torch.allclose(mixed.loss_sum, apart.loss_sum, atol=1e-3)
     reference = small_model()
     both = torch.cat([batch.views[:, 0], batch.views[:, 1]])
     c5 = reference.online["backbone"](both).c5
-    theirs = small_model(objective={"concatenate": True})
+    theirs = small_model(concatenate_views=True)
     torch.testing.assert_close(torch.cat(theirs._c5(theirs.online, batch.views)), c5)
 
 
@@ -221,3 +232,11 @@ def test_heads_take_no_row_and_one_row(rows: int) -> None:
     assert all(torch.isfinite(p.grad).all() for p in head.parameters())
     assert isinstance(head[1], nn.BatchNorm1d)
     assert head[1].num_batches_tracked.item() == 0
+
+
+def test_every_field_has_the_name_of_its_setting() -> None:
+    assert set(Refinement._fields) == {"max_superpixels", *RefineSettings.model_fields}
+    assert set(Objective._fields) == {"concatenate_views", *ObjectiveSettings.model_fields}
+    assert "concatenate_views" in ModelSettings.model_fields
+    assert not Refinement._field_defaults
+    assert not Objective._field_defaults

@@ -3,8 +3,10 @@
 import numpy as np
 import torch
 
+from train.config.pretrain import RefineSettings
+from train.engine.build import refinement_of
 from train.r2o.kmeans import seeding_uniforms
-from train.r2o.refine import Refinement, clusters_in_use, pool_regions, refine, unrefined
+from train.r2o.refine import clusters_in_use, pool_regions, refine, unrefined
 
 
 def painted_scene(seed: int, size: int = 32, grid: int = 8) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
@@ -27,7 +29,7 @@ def refined(assign: str, num_clusters: int = 3) -> tuple[torch.Tensor, np.ndarra
     maps = refine(
         torch.stack([s[0] for s in scenes]),
         torch.stack([s[1] for s in scenes]),
-        Refinement(max_superpixels=70, group_size=4, assign=assign),
+        refinement_of(RefineSettings(clustering_group_size=4, assign=assign), max_superpixels=70),
         uniforms=seeding_uniforms(num_clusters, seed=0, step=0, first_group=0, num_groups=1),
     )
     return maps, np.stack([s[2] for s in scenes])
@@ -55,7 +57,7 @@ def test_absent_superpixels_are_no_regions() -> None:
 def test_groups_do_not_depend_on_what_shares_the_batch() -> None:
     scenes = [painted_scene(seed) for seed in range(4)]
     c4, superpixels = torch.stack([s[0] for s in scenes]), torch.stack([s[1] for s in scenes])
-    how = Refinement(max_superpixels=64, group_size=2)
+    how = refinement_of(RefineSettings(clustering_group_size=2), max_superpixels=64)
     uniforms = seeding_uniforms(4, seed=1, step=7, first_group=0, num_groups=2)
     together = refine(c4, superpixels, how, uniforms=uniforms)
     second = refine(c4[2:], superpixels[2:], how, uniforms=uniforms[1:])
@@ -73,18 +75,18 @@ def test_cells_and_a_grid_of_cells_are_regions_too() -> None:
     truth = np.stack([s[2] for s in scenes])
     uniforms = seeding_uniforms(3, seed=0, step=0, first_group=0, num_groups=1)
     for regions, grid in (("cells", None), ("grid", (8, 8))):
-        how = Refinement(max_superpixels=1, group_size=4, regions=regions, grid=grid)
+        how = refinement_of(RefineSettings(clustering_group_size=4, regions=regions, grid=grid), max_superpixels=1)
         assert same_partition(refine(c4, superpixels, how, uniforms=uniforms).numpy(), truth)
 
 
 def test_without_clustering_the_regions_are_the_masks() -> None:
     _, superpixels, _ = painted_scene(0)
-    settings = {"max_superpixels": 64, "group_size": 1, "clustering": "none"}
-    of_superpixels = unrefined(superpixels[None], Refinement(**settings), num_clusters=9, c4_size=(8, 8))
-    assert of_superpixels.flatten().tolist() == list(range(64))
-    grid = unrefined(superpixels[None], Refinement(regions="grid", **settings), num_clusters=4, c4_size=(8, 8))
-    assert grid[0, ::4, ::4].tolist() == [[0, 1], [2, 3]]
-    assert (
-        int(unrefined(superpixels[None], Refinement(regions="image", **settings), num_clusters=9, c4_size=(8, 8)).max())
-        == 0
-    )
+
+    def masks(num_clusters: int, **regions: object) -> torch.Tensor:
+        refine_settings = RefineSettings(clustering_group_size=1, clustering="none", **regions)
+        how = refinement_of(refine_settings, max_superpixels=64)
+        return unrefined(superpixels[None], how, num_clusters=num_clusters, c4_size=(8, 8))
+
+    assert masks(9).flatten().tolist() == list(range(64))
+    assert masks(4, regions="grid")[0, ::4, ::4].tolist() == [[0, 1], [2, 3]]
+    assert int(masks(9, regions="image").max()) == 0

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.artifacts.label_maps import map_member
 from pipeline.artifacts.manifest import Manifest
-from pipeline.artifacts.sample import decode_label_map, map_member
+from pipeline.artifacts.sample import decode_label_map
 from train.config.pretrain import PretrainSettings
 from train.data.shards.open import max_superpixels, open_shards
 from train.engine.build import build_model
@@ -33,6 +34,5 @@ def test_panels_show_the_map_that_the_epoch_trained_with(mapped_shards: Path, ep
     shown = Panels(reader, SETTINGS, torch.device("cpu")).refined_maps(model, epoch=epoch)
     ids = np.linspace(0, manifest.stored - 1, 4).astype(int)
     for sample_id, painted in zip(ids, shown, strict=True):
-        member = map_member(name)
-        label_map = decode_label_map(reader.read(int(sample_id), member).members[member])
+        label_map = decode_label_map(reader.read(int(sample_id), name).members[map_member(name)])
         assert np.array_equal(painted, label_map[8::16, 8::16])  # the ids at the centres of C4's cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.artifacts.label_maps import MAIN_MAP
 from pipeline.artifacts.manifest import Manifest
 from pipeline.foundation.errors import InputError
 from train.config.data import DataSettings
@@ -61,7 +62,7 @@ def max_superpixels(manifest: Manifest, settings: PretrainSettings) -> int:
                 f"pretrain.data.superpixel_maps: the shards have no map '{name}'{has}; make them with "
                 f"shards.maps.{name}"
             )
-    return max((manifest.maps[name].max_superpixels for name in maps), default=manifest.max_superpixels)
+    return max(manifest.map_stats(name).max_superpixels for name in ([*maps] or [MAIN_MAP]))
 
 
 def describe_reading(reader: ShardReader, settings: PretrainSettings, *, node_ranks: range, num_ranks: int) -> str:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.artifacts.label_maps import MAIN_MAP, map_member
 from pipeline.artifacts.manifest import Manifest
-from pipeline.artifacts.sample import IMAGE_MEMBER, META_MEMBER, SUPERPIXELS_MEMBER
+from pipeline.artifacts.sample import IMAGE_MEMBER, META_MEMBER
 from pipeline.foundation.errors import InputError
 from train.data.shards.files import ShardFiles
 
@@ -45,17 +46,17 @@ class ShardReader:
         shard = int(np.searchsorted(self._ends, sample_id, side="right"))
         return shard, sample_id - (int(self._ends[shard - 1]) if shard else 0)
 
-    def read(self, sample_id: int, label_map: str = SUPERPIXELS_MEMBER) -> RawSample:
+    def read(self, sample_id: int, map_name: str = MAIN_MAP) -> RawSample:
         """One sample: its JPEG, json and a label map.
 
         Args:
-            label_map: the member that holds it.
+            map_name: which label map.
         Raises:
             InputError: names the shard that is missing or damaged, or the sample that has no such member.
         """
         shard, row = self.place_of(sample_id)
         entry = self.files.entry(shard, row)
-        needed = (IMAGE_MEMBER, label_map, META_MEMBER)
+        needed = (IMAGE_MEMBER, map_member(map_name), META_MEMBER)
         missing = [name for name in needed if name not in entry.members]
         if missing:
             raise InputError(f"{self.name_of(shard)}: sample {entry.key} has no {missing[0]}; run `make shards` again")

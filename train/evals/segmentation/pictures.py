@@ -9,18 +9,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from pipeline.foundation.pictures import resize_labels, sheet
+from pipeline.foundation.pictures import resize_labels, sheet, voc_palette
 from train.evals.segmentation.augment import LabelledImage
 from train.evals.segmentation.metrics import VOID
 
 TILE = 192  # pixels
-
-
-def voc_palette() -> UInt8[np.ndarray, "256 3"]:
-    """VOC's colours: bits 0, 1, 2 of an id go to red, green, blue from the highest bit down, then bits 3, 4, 5, …"""
-    ids = np.arange(256)
-    shifts = [sum(((ids >> (3 * level + channel)) & 1) << (7 - level) for level in range(3)) for channel in range(3)]
-    return np.stack(shifts, axis=1).astype(np.uint8)
 
 
 def fitted_size(height: int, width: int) -> tuple[int, int]:
