@@ -4,7 +4,6 @@ import errno
 import os
 import random
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,14 +16,6 @@ from preprocess.sources.reader import Reader
 
 DATA = random.Random(0).randbytes(100_000)
 ODD = [b"a b.jpg", b"caf\xc3\xa9.jpg", b"raw\xff.jpg", b"new\nline.jpg", b"sub/#?%20.jpg"]
-
-
-@pytest.fixture
-def memory() -> Iterator[fsspec.AbstractFileSystem]:
-    fs = fsspec.filesystem("memory")
-    yield fs
-    fs.store.clear()
-    fs.pseudo_dirs[:] = [""]
 
 
 def open_files() -> int:

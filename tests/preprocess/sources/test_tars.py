@@ -1,11 +1,9 @@
+"""Tars of images, and tars of tars."""
+
 from __future__ import annotations
 
-import gzip
-import io
-import lzma
-import random
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -17,56 +15,11 @@ from preprocess.config import ShardSettings, SourceSettings
 from preprocess.shards.make_one import make_shard
 from preprocess.shards.plan import Plan
 from preprocess.sources.list_images import list_images
-from preprocess.sources.listing import Listing
-from preprocess.sources.reader import Reader
 from preprocess.sources.tars import members_of
+from tests.preprocess.sources.made_tars import body, kind_of, raw_tar, read_all, tar_of
 
 LONG = "deep/" * 60 + "x" * 90 + ".jpg"
 ODD = ["a.jpg", "./b/c.JPEG", "/d/e.png", "caf\xe9.jpg", "raw\udcff.jpg", "new\nline.jpg", "f" * 101 + ".gif", LONG]
-
-
-def body(name: str) -> bytes:
-    """Bytes that no other member has, of a length of its own."""
-    rng = random.Random(name.encode(errors="surrogateescape"))
-    return rng.randbytes(rng.choice([0, 1, 511, 512, 513, 3000]))
-
-
-def tar_of(names: Sequence[str], *, format: int = tarfile.PAX_FORMAT) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
-        for name in names:
-            info, data = tarfile.TarInfo(name), body(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def raw_tar(*entries: tuple[tarfile.TarInfo, bytes], format: int = tarfile.GNU_FORMAT) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
-        for info, data in entries:
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def kind_of(name: str, kind: bytes, link: str = "") -> tuple[tarfile.TarInfo, bytes]:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, link
-    return info, b""
-
-
-def read_all(listing: Listing) -> list[tuple[bytes, int, str | None, bytes]]:
-    with Reader(listing.root, listing.kind, listing.column) as reader:
-        return [(source.name, source.size, source.class_name, reader.read(source)) for source in listing]
-
-
-@pytest.fixture
-def memory() -> Iterator[fsspec.AbstractFileSystem]:
-    fs = fsspec.filesystem("memory")
-    yield fs
-    fs.store.clear()
-    fs.pseudo_dirs[:] = [""]
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -205,158 +158,3 @@ def test_nothing_in_a_tar(tmp_path: Path):
     (tmp_path / "a.tar").write_bytes(tar_of(["a.txt", "b.txt"]))
     with pytest.raises(InputError, match=r"no image in the archive a\.tar \(2 other entries\)"):
         list_images(tmp_path / "a.tar")
-
-
-@pytest.mark.parametrize("keep", [511, 512, 600, 1024 + 512, 2048])
-def test_cut_off(tmp_path: Path, keep: int):
-    info = tarfile.TarInfo("a.jpg"), bytes(range(256)) * 4
-    data = raw_tar(info, (tarfile.TarInfo("b.jpg"), b"b"))
-    (tmp_path / "a.tar").write_bytes(data[:keep])
-    with pytest.raises(InputError, match=r"a\.tar: cut off at byte \d+.*fetch it again"):
-        list_images(tmp_path / "a.tar", SourceSettings(format="tar"))
-
-
-def test_an_inner_tar_that_is_cut_off_is_named(tmp_path: Path):
-    (tmp_path / "a.tar").write_bytes(raw_tar((tarfile.TarInfo("in.tar"), tar_of(["a.jpg"])[:512])))
-    with pytest.raises(InputError, match=r"a\.tar: in\.tar: cut off"):
-        list_images(tmp_path / "a.tar")
-
-
-def test_a_hole_that_a_download_left(tmp_path: Path):
-    names = [f"{number}.jpg" for number in range(2000)]
-    data = bytearray(tar_of(names))
-    (tmp_path / "end.tar").write_bytes(data[: len(data) // 2 // 512 * 512] + bytes(2**21))
-    data[512 * 900 : 512 * 1000] = bytes(512 * 100)
-    (tmp_path / "middle.tar").write_bytes(data)
-    for name in ("end", "middle"):
-        with pytest.raises(InputError, match=rf"{name}\.tar: (nothing but zeros|no tar header|cut off)"):
-            list(list_images(tmp_path / f"{name}.tar", SourceSettings(format="tar")))
-
-
-def test_no_tar(tmp_path: Path):
-    (tmp_path / "a.tar").write_bytes(random.Random(0).randbytes(4096))
-    with pytest.raises(InputError, match=r"a\.tar: no tar header at byte 0; the archive is damaged, or no tar"):
-        list_images(tmp_path / "a.tar")
-
-
-@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz", "a.tar.xz", "a.tar.zst"])
-def test_compressed(tmp_path: Path, name: str):
-    compress = lzma.compress if name.endswith("xz") else gzip.compress
-    (tmp_path / name).write_bytes(compress(tar_of(["a.jpg"])))
-    with pytest.raises(InputError, match=r"compressed.*decompress it first"):
-        list_images(tmp_path / name)
-
-
-def test_sparse_members_are_refused(tmp_path: Path):
-    old = raw_tar(kind_of("a.jpg", tarfile.GNUTYPE_SPARSE))
-    info = tarfile.TarInfo("GNUSparseFile.0/a.jpg")
-    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
-    for data in (old, raw_tar((info, b"x"), format=tarfile.PAX_FORMAT)):
-        (tmp_path / "a.tar").write_bytes(data)
-        with pytest.raises(InputError, match="repack it as plain tar"):
-            list_images(tmp_path / "a.tar")
-
-
-@pytest.mark.parametrize(
-    "records", [b"0 path=x\n", b"-3 path=x\n", b"99 path=x\n", b"x\n", b"9 size=-1\n", b"8 novalue"]
-)
-def test_a_damaged_pax_header(tmp_path: Path, records: bytes):
-    info = tarfile.TarInfo("pax")
-    info.type = tarfile.XHDTYPE
-    (tmp_path / "a.tar").write_bytes(raw_tar((info, records), (tarfile.TarInfo("a.jpg"), b"x")))
-    with pytest.raises(InputError, match="a pax header at byte 0 that is damaged"):
-        list_images(tmp_path / "a.tar")
-
-
-SAMPLES = [
-    "d/1.jpg",
-    "d/1.cls",
-    "d/1.seg.png",
-    "2.json",
-    "2.PNG",
-    "3.txt",
-    "readme",
-    "._4.jpg",
-    "4.webp",
-    "4.JPG",
-    "5.bin",
-]
-
-
-def test_webdataset(tmp_path: Path):
-    (tmp_path / "b.tar").write_bytes(tar_of(SAMPLES))
-    (tmp_path / "a.tar").write_bytes(tar_of(["1.jpg", "1.cls"]))
-    (tmp_path / "shards.json").write_text("{}")
-    listing = list_images(tmp_path)
-    names = [b"a.tar/1.jpg", b"b.tar/d/1.jpg", b"b.tar/2.PNG", b"b.tar/4.JPG"]
-    assert [(n, data) for n, _, _, data in read_all(listing)] == [(n, body(n.decode()[6:])) for n in names]
-    assert listing.described == "2 WebDataset shards"
-    assert listing.classes == ()
-    assert listing.ignored == 4
-    with Reader(listing.root, listing.kind) as reader:
-        parts = [{part.name: reader.read_part(source, part) for part in source.others} for source in listing]
-    assert parts == [
-        {"cls": body("1.cls")},
-        {"cls": body("d/1.cls"), "seg.png": body("d/1.seg.png")},
-        {"json": body("2.json")},
-        {"webp": body("4.webp")},
-    ]
-
-
-def test_the_member_that_holds_the_image_can_be_named(tmp_path: Path):
-    (tmp_path / "a.tar").write_bytes(tar_of(SAMPLES))
-    listing = list_images(tmp_path, SourceSettings(image="seg.PNG"))
-    assert [name for name, *_ in read_all(listing)] == [b"a.tar/d/1.seg.png"]
-    assert [part.name for part in listing[0].others] == ["jpg", "cls"]
-    with pytest.raises(InputError, match=r"no rgb\.png in 1 WebDataset shard; set shards\.source\.image"):
-        list_images(tmp_path, SourceSettings(image="rgb.png"))
-
-
-@pytest.mark.parametrize(
-    ("names", "described"),
-    [
-        (["1.jpg", "1.cls", "2.jpg", "2.cls"], "1 WebDataset shard"),
-        (["img.0001.jpg", "img.0002.jpg"], "the archive a.tar"),
-        (["cat/1.jpg", "dog/1.jpg"], "the archive a.tar"),
-        (["1.jpg", "2.jpg"], "the archive a.tar"),
-    ],
-)
-def test_what_one_tar_is(tmp_path: Path, names: list[str], described: str):
-    (tmp_path / "a.tar").write_bytes(tar_of(names))
-    listing = list_images(tmp_path / "a.tar")
-    assert listing.described == described
-    assert len(listing) == sum(name.endswith(".jpg") for name in names)
-
-
-def test_webdataset_settings_on_one_tar_of_images(tmp_path: Path):
-    (tmp_path / "a.tar").write_bytes(tar_of(["1.jpg", "2.jpg"]))
-    listing = list_images(tmp_path / "a.tar", SourceSettings(format="webdataset"))
-    assert [source.name for source in listing] == [b"a.tar/1.jpg", b"a.tar/2.jpg"]
-
-
-@pytest.mark.parametrize("names", [["1.jpg", "1.cls", "1.jpg"], ["1.jpg", "1.cls", "2.jpg", "1.jpg"]])
-def test_a_sample_twice(tmp_path: Path, names: list[str]):
-    (tmp_path / "a.tar").write_bytes(tar_of(names))
-    with pytest.raises(InputError, match=r"1\.jpg is there twice"):
-        list_images(tmp_path)
-
-
-def test_webdataset_behind_a_url(tmp_path: Path, memory: fsspec.AbstractFileSystem):
-    for name in ("x-train-0.tar", "x-train-1.tar"):
-        (tmp_path / name).write_bytes(tar_of(SAMPLES))
-        memory.pipe(f"/set/{name}", tar_of(SAMPLES))
-    local, remote = list_images(tmp_path), list_images("memory://set")
-    assert remote.sha256 == local.sha256
-    assert read_all(remote) == read_all(local)
-
-
-def test_training_and_validation_shards_are_not_mixed(tmp_path: Path):
-    for name in ("in-train-00.tar", "in-train-01.tar", "in-validation-00.tar"):
-        (tmp_path / name).write_bytes(tar_of([f"{name}.0.jpg", f"{name}.0.cls"][:1]))
-    with pytest.raises(InputError, match=r"files of train, val in one; give a pattern, like .*/\*train\*\.tar"):
-        list_images(tmp_path)
-    settings = SourceSettings(image="tar.0.jpg")
-    assert len(list_images(tmp_path / "*train*.tar", settings)) == 2
-    assert len(list_images(tmp_path / "*.tar", settings)) == 3
-    with pytest.raises(InputError, match="no such file or folder"):
-        list_images(tmp_path / "*test*.tar")
