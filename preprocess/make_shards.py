@@ -24,7 +24,7 @@ from pipeline.foundation.errors import InputError, exit_code_of, os_errors_named
 from pipeline.foundation.exit_codes import EXIT_TOO_MANY_BAD
 from pipeline.foundation.settings import load_settings
 from preprocess.config import ShardSettings
-from preprocess.preview import contact_sheet, write_sheet
+from preprocess.shards.contact_sheet import contact_sheet, write_sheet
 from preprocess.shards.plan import Plan
 from preprocess.shards.ray_driver import described, make_missing
 from preprocess.shards.worker import make_shard_isolated

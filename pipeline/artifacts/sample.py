@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import struct
-import urllib.parse
 import zlib
 from dataclasses import dataclass, fields
 
@@ -60,7 +59,8 @@ def decode_jpeg(data: bytes) -> np.ndarray:
     Raises:
         ValueError: the bytes are not a JPEG, or one that a decoder could only guess at (cut short, corrupt).
     """
-    return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+    pixels: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+    return pixels
 
 
 def encode_label_map(label_map: np.ndarray) -> bytes:
@@ -136,8 +136,3 @@ def source_name(relative_path: bytes) -> str:
     except UnicodeDecodeError:
         text = relative_path.replace(b"%", b"%25").decode(errors="surrogateescape")
         return "".join(f"%{ord(c) - 0xDC00:02X}" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in text)
-
-
-def source_path(name: str) -> bytes:
-    """The path bytes that `source_name` came from."""
-    return urllib.parse.unquote_to_bytes(name)

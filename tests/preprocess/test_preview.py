@@ -8,6 +8,7 @@ from pipeline.foundation.errors import InputError
 from pipeline.foundation.pictures import BOUNDARY_COLOUR, MARGIN
 from preprocess import preview
 from preprocess.config import ShardSettings
+from preprocess.shards import contact_sheet as contact_sheets
 from preprocess.shards.job import ShardJob
 from preprocess.shards.make_one import make_shard
 from preprocess.shards.plan import Plan
@@ -27,9 +28,9 @@ def shards(tmp_path, make_folder):
 
 
 def test_spread():
-    assert preview.spread(7, 24) == list(range(7))
-    assert preview.spread(101, 3) == [0, 50, 100]
-    assert preview.spread(1, 1) == [0]
+    assert contact_sheets.spread(7, 24) == list(range(7))
+    assert contact_sheets.spread(101, 3) == [0, 50, 100]
+    assert contact_sheets.spread(1, 1) == [0]
 
 
 def test_sheet_shows_images_beside_their_borders(shards, tmp_path, capsys):
@@ -37,9 +38,9 @@ def test_sheet_shows_images_beside_their_borders(shards, tmp_path, capsys):
     assert preview.main(["--shards", str(shards), "--out", str(out), "--count", "5"]) == 0
     assert capsys.readouterr().out == f"superpixels: {out}\n"
     pixels = np.asarray(Image.open(out))
-    assert pixels.shape == (2 * (preview.TILE + MARGIN) + MARGIN, 6 * (preview.TILE + MARGIN) + MARGIN, 3)
-    tile = slice(MARGIN, MARGIN + preview.TILE)
-    left, right = pixels[tile, tile], pixels[tile, MARGIN + preview.TILE + MARGIN :][:, : preview.TILE]
+    assert pixels.shape == (2 * (contact_sheets.TILE + MARGIN) + MARGIN, 6 * (contact_sheets.TILE + MARGIN) + MARGIN, 3)
+    tile = slice(MARGIN, MARGIN + contact_sheets.TILE)
+    left, right = pixels[tile, tile], pixels[tile, MARGIN + contact_sheets.TILE + MARGIN :][:, : contact_sheets.TILE]
     drawn = (right == BOUNDARY_COLOUR).all(axis=2)
     assert 0.03 < drawn.mean() < 0.4
     np.testing.assert_array_equal(right[~drawn], left[~drawn])
@@ -64,27 +65,27 @@ def test_a_damaged_tar_is_named(shards):
     tar = shards / "r2o-000000.tar"
     tar.write_bytes(bytes(tar.stat().st_size))
     with pytest.raises(InputError, match=r"r2o-000000\.tar: sample 000000000 cannot be read"):
-        preview.contact_sheet(shards, count=3)
+        contact_sheets.contact_sheet(shards, count=3)
 
 
 def test_count_below_one(shards):
     with pytest.raises(InputError, match="--count 0"):
-        preview.contact_sheet(shards, count=0)
+        contact_sheets.contact_sheet(shards, count=0)
 
 
 def test_shards_keys_and_maps_can_be_chosen(shards):
-    whole = np.asarray(preview.contact_sheet(shards, count=7))
-    step = 2 * (preview.TILE + MARGIN)
+    whole = np.asarray(contact_sheets.contact_sheet(shards, count=7))
+    step = 2 * (contact_sheets.TILE + MARGIN)
 
     def pair(pixels: np.ndarray, number: int) -> np.ndarray:
         top, left = number // 3 * step // 2, number % 3 * step
-        return pixels[top + MARGIN : top + MARGIN + preview.TILE, left + MARGIN : left + step]
+        return pixels[top + MARGIN : top + MARGIN + contact_sheets.TILE, left + MARGIN : left + step]
 
-    by_key = np.asarray(preview.contact_sheet(shards, count=1, keys=["000000004", "1"]))
+    by_key = np.asarray(contact_sheets.contact_sheet(shards, count=1, keys=["000000004", "1"]))
     np.testing.assert_array_equal(pair(by_key, 0), pair(whole, 4))
     np.testing.assert_array_equal(pair(by_key, 1), pair(whole, 1))
     for name in ("1", "r2o-000001.tar"):
-        by_shard = np.asarray(preview.contact_sheet(shards, count=2, shards=[name]))
+        by_shard = np.asarray(contact_sheets.contact_sheet(shards, count=2, shards=[name]))
         np.testing.assert_array_equal(pair(by_shard, 0), pair(whole, 3))
         np.testing.assert_array_equal(pair(by_shard, 1), pair(whole, 5))
 
@@ -101,4 +102,4 @@ def test_shards_keys_and_maps_can_be_chosen(shards):
 )
 def test_what_is_not_there_is_named(shards, chosen, complaint):
     with pytest.raises(InputError, match=complaint):
-        preview.contact_sheet(shards, count=3, **chosen)
+        contact_sheets.contact_sheet(shards, count=3, **chosen)

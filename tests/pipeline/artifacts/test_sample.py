@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import struct
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from pipeline.artifacts.sample import (
     decode_label_map,
     encode_label_map,
     source_name,
-    source_path,
 )
 
 
@@ -94,7 +94,7 @@ def test_no_meta_is_refused(data):
 )
 def test_source_names_are_text_and_reverse(path, name):
     assert source_name(path) == name
-    assert source_path(name) == path
+    assert unquote_to_bytes(name) == path
 
 
 def test_any_bytes_have_their_own_name():
@@ -103,4 +103,4 @@ def test_any_bytes_have_their_own_name():
     names = {source_name(path) for path in paths}
     assert len(names) == len(paths)
     assert all(name.encode().decode() == name for name in names)
-    assert {source_path(name) for name in names} == paths
+    assert {unquote_to_bytes(name) for name in names} == paths

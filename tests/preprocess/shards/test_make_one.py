@@ -6,6 +6,7 @@ import json
 import os
 import tarfile
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ import simplejpeg
 from PIL import Image
 
 from pipeline.artifacts.manifest import ShardIndex
-from pipeline.artifacts.sample import source_path
 from pipeline.foundation.files import sha256_of
 from pipeline.foundation.folders import folder_at
 from preprocess.config import ShardSettings
@@ -151,16 +151,16 @@ def test_odd_images_are_stored_or_quarantined(tmp_path, picture, encoded):
     plan, result = shard_of(root, tmp_path / "shards", max_pixels=19_999)
     samples = samples_of(tmp_path / "shards" / "r2o-000000.tar")
     metas = [json.loads(members["json"]) for members in samples.values()]
-    assert sorted(source_path(meta["source"]) for meta in metas) == sorted(files)
-    assert sorted(source_path(entry.source) for entry in result.quarantine) == sorted([*bad, b"gone.jpg"])
+    assert sorted(unquote_to_bytes(meta["source"]) for meta in metas) == sorted(files)
+    assert sorted(unquote_to_bytes(entry.source) for entry in result.quarantine) == sorted([*bad, b"gone.jpg"])
     assert plan.total == result.stats.samples + len(result.quarantine)
     for members in samples.values():
         meta = json.loads(members["json"])
         height, width, colour, _ = simplejpeg.decode_jpeg_header(members["jpg"])
         assert (meta["width"], meta["height"]) == (width, height)
         assert colour in ("YCbCr", "RGB", "Gray")
-        if source_path(meta["source"]) in files and "changed" not in meta:
-            assert members["jpg"] == files[source_path(meta["source"])]
+        if unquote_to_bytes(meta["source"]) in files and "changed" not in meta:
+            assert members["jpg"] == files[unquote_to_bytes(meta["source"])]
     changed = {meta["source"]: meta.get("changed") for meta in metas}
     assert changed["cmyk.jpg"] == ["colour CMYK"]
     assert changed["a png.JPEG"] == ["format PNG"]

@@ -61,7 +61,7 @@ class LossPoint(NamedTuple):
     lr: float
 
 
-class Evaluation(NamedTuple):
+class Scored(NamedTuple):
     """Summed confusion matrix (truth × prediction), and the predictions that were asked for, at original size."""
 
     confusion: Int64[np.ndarray, "classes classes"]
@@ -139,7 +139,7 @@ def evaluate(
     device: torch.device,
     keep: Sequence[int] = (),
     label: str = "evaluate",
-) -> Evaluation:
+) -> Scored:
     """Score every image whole, at its original size; BN uses its running statistics.
 
     With `short_side` the network sees the resized image, and its scores are resized to the original before the
@@ -160,7 +160,7 @@ def evaluate(
         if index in keep:
             predictions[index] = prediction.to(torch.uint8).cpu().numpy()
         progress.advance(1)
-    return Evaluation(confusion.cpu().numpy(), predictions)
+    return Scored(confusion.cpu().numpy(), predictions)
 
 
 @torch.inference_mode()
@@ -169,7 +169,8 @@ def predict(model: nn.Module, image: Float32[Tensor, "3 h w"], *, size: tuple[in
     logits = model(image[None].contiguous(memory_format=torch.channels_last)).main
     if logits.shape[-2:] != size:
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-    return logits[0].contiguous().max(dim=0).indices  # on a CPU five times as fast as argmax
+    best: Tensor = logits[0].contiguous().max(dim=0).indices  # on a CPU five times as fast as argmax
+    return best
 
 
 class _WholeImages(Dataset[tuple[Tensor, Tensor]]):

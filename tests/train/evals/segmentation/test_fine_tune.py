@@ -11,9 +11,9 @@ from train.config.evals import EvalVocSettings
 from train.evals.segmentation.augment import LabelledImage
 from train.evals.segmentation.fcn import FCN
 from train.evals.segmentation.fine_tune import (
-    Evaluation,
     LossPoint,
     Normalisation,
+    Scored,
     TrainingExamples,
     evaluate,
     fine_tune,
@@ -61,7 +61,7 @@ def tuned(settings: EvalVocSettings, *, seed: int = 0) -> tuple[FCN, list[LossPo
     return model, fine_tune(model, examples, device=torch.device("cpu"))
 
 
-def scored(model: FCN, settings: EvalVocSettings, data: Squares, keep: tuple[int, ...] = ()) -> Evaluation:
+def scored(model: FCN, settings: EvalVocSettings, data: Squares, keep: tuple[int, ...] = ()) -> Scored:
     return evaluate(
         model,
         data,
@@ -102,6 +102,7 @@ def test_it_learns_and_short_side_is_scored_at_the_original_size() -> None:
     assert mean_iou(class_iou(resized.confusion)) > 0.5
 
 
+@pytest.mark.processes
 def test_equal_runs_are_equal_bit_for_bit_with_any_number_of_workers() -> None:
     settings = TINY.model_copy(update={"iterations": 3, "dropout": 0.1, "photometric_distortion": True})
     state = torch.random.get_rng_state()
