@@ -35,14 +35,16 @@ def colour_regions(label_map: np.ndarray, *, image: np.ndarray | None = None, op
     colours = (0.5 + 0.5 * np.cos(phase)) * value * 255
     if image is not None:
         colours = opacity * colours + (1 - opacity) * image
-    return colours.round().astype(np.uint8)
+    painted: np.ndarray = colours.round().astype(np.uint8)
+    return painted
 
 
 def resize_labels(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Nearest-neighbour resize of an integer map to (height, width); ids are copied, never mixed."""
     rows = ((np.arange(size[0]) + 0.5) * label_map.shape[0] / size[0]).astype(int)
     columns = ((np.arange(size[1]) + 0.5) * label_map.shape[1] / size[1]).astype(int)
-    return label_map[rows[:, None], columns[None, :]]
+    resized: np.ndarray = label_map[rows[:, None], columns[None, :]]
+    return resized
 
 
 def voc_palette() -> np.ndarray:

@@ -131,7 +131,8 @@ def _relief(alpha: np.ndarray, light: np.ndarray, radius: float) -> np.ndarray:
     height = _soft(alpha, alpha.shape[0] * radius * 0.12)
     down, right = np.gradient(height)
     slope = -(right * light[0] + down * light[1]) * alpha.shape[0] * radius
-    return 1 + 0.45 * np.tanh(1.5 * slope)
+    brightness: np.ndarray = 1 + 0.45 * np.tanh(1.5 * slope)
+    return brightness
 
 
 def _photographed(rng: np.random.Generator, canvas: np.ndarray, light: np.ndarray) -> np.ndarray:
@@ -141,7 +142,8 @@ def _photographed(rng: np.random.Generator, canvas: np.ndarray, light: np.ndarra
     falloff = 1 + rng.uniform(0.1, 0.35) * ((across - 0.5) * light[0] + (down - 0.5) * light[1])
     cast = rng.uniform(0.92, 1.06, 3) * rng.uniform(0.8, 1.1)
     grain = rng.normal(0, rng.uniform(0.005, 0.025), (size, size, 1))
-    return (np.clip(canvas * falloff[..., None] * cast + grain, 0, 1) * 255).round().astype(np.uint8)
+    photo: np.ndarray = (np.clip(canvas * falloff[..., None] * cast + grain, 0, 1) * 255).round().astype(np.uint8)
+    return photo
 
 
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -168,7 +170,8 @@ def _shifted(field: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """The field moved by whole pixels (across, down), with its border repeated."""
     rows = np.clip(np.arange(field.shape[0]) - round(offset[1]), 0, field.shape[0] - 1)
     columns = np.clip(np.arange(field.shape[1]) - round(offset[0]), 0, field.shape[1] - 1)
-    return field[rows[:, None], columns]
+    moved: np.ndarray = field[rows[:, None], columns]
+    return moved
 
 
 def _turned(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -183,7 +186,8 @@ def _fractal(rng: np.random.Generator, size: int, base: int = 3) -> np.ndarray:
         cells = base * 2**octave
         total += 0.6**octave * _resized(rng.random((cells, cells)), size, size, Image.Resampling.BICUBIC)
     low, high = total.min(), total.max()
-    return (total - low) / (high - low)
+    tone: np.ndarray = (total - low) / (high - low)
+    return tone
 
 
 def _stripes(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -211,7 +215,8 @@ def _bricks(rng: np.random.Generator, size: int) -> np.ndarray:
 def _grass(rng: np.random.Generator, size: int) -> np.ndarray:
     long, fine = int(rng.integers(8, 14)), size
     blades = _resized(rng.random((long, fine)), size, size, Image.Resampling.BICUBIC)
-    return np.clip(blades if rng.random() < 0.5 else blades.T, 0, 1)
+    tone: np.ndarray = np.clip(blades if rng.random() < 0.5 else blades.T, 0, 1)
+    return tone
 
 
 def _spots(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -222,12 +227,14 @@ def _spots(rng: np.random.Generator, size: int) -> np.ndarray:
 
 def _gradient(rng: np.random.Generator, size: int) -> np.ndarray:
     across, _ = _turned(rng, size)
-    return (across - across.min()) / np.ptp(across)
+    tone: np.ndarray = (across - across.min()) / np.ptp(across)
+    return tone
 
 
 def _speckle(rng: np.random.Generator, size: int) -> np.ndarray:
     cells = int(rng.integers(size // 3, size))
-    return np.clip(_resized(rng.random((cells, cells)), size, size, Image.Resampling.BILINEAR), 0, 1)
+    tone: np.ndarray = np.clip(_resized(rng.random((cells, cells)), size, size, Image.Resampling.BILINEAR), 0, 1)
+    return tone
 
 
 TEXTURES: tuple[Callable[[np.random.Generator, int], np.ndarray], ...] = (

@@ -83,7 +83,8 @@ def read_image(data: bytes, *, quality: int, max_pixels: int, min_side: int | No
 
 def _encoded(pixels: np.ndarray, quality: int) -> bytes:
     try:
-        return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorsubsampling="444")
+        jpeg: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorsubsampling="444")
+        return jpeg
     except ValueError as error:
         raise Unreadable(f"cannot be stored as JPEG: {error}") from None
 

@@ -109,7 +109,8 @@ def _fast_slic(image: np.ndarray, settings: FastSlicSettings, backend: type[Slic
         min_size_factor=settings.min_size_factor,
         num_threads=1,
     )
-    return slic.iterate(np.ascontiguousarray(image), max_iter=settings.iterations)
+    labels: np.ndarray = slic.iterate(np.ascontiguousarray(image), max_iter=settings.iterations)
+    return labels
 
 
 def _first_is_connected(label_map: np.ndarray) -> bool:

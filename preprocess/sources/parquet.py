@@ -52,7 +52,7 @@ def image_column(folder: Folder, name: str, wanted: str | None) -> str:
         raise InputError(
             f"{where}: which column holds the image? {_those(found, schema.names)}; set shards.source.image"
         )
-    return likely[0]
+    return str(likely[0])
 
 
 def rows_of(folder: Folder, name: str) -> Iterator[Source]:

@@ -85,7 +85,8 @@ def collate(samples: Sequence[Sample]) -> HostBatch:
 def _label_maps(maps: Sequence[np.ndarray]) -> Tensor:
     """uint8 while all ids fit, int32 otherwise."""
     kind = np.uint8 if all(labels.dtype == np.uint8 for labels in maps) else np.int32
-    return default_collate([torch.from_numpy(labels.astype(kind)) for labels in maps])
+    collated: Tensor = default_collate([torch.from_numpy(labels.astype(kind)) for labels in maps])
+    return collated
 
 
 def keep_memory() -> None:

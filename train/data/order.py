@@ -96,7 +96,8 @@ class SampleOrder:
     def sample_ids(self, epoch: int, places: Places) -> Places:
         """Sample ids, int64 (n,), of places of an epoch."""
         shard, row = self.locate(epoch, places)
-        return _starts(self.shard_sizes)[shard] + row
+        ids: Places = _starts(self.shard_sizes)[shard] + row
+        return ids
 
     def locate(self, epoch: int, places: Places) -> Location:
         """Shard and row of places of an epoch."""
@@ -115,7 +116,8 @@ class SampleOrder:
         begin = part * self.num_samples // self.lane_groups
         length = (part + 1) * self.num_samples // self.lane_groups - begin
         turn, lane = np.divmod(step * part_size + slot % part_size, lanes)
-        return begin + lane * (length // lanes) + np.minimum(lane, length % lanes) + turn
+        positions: Places = begin + lane * (length // lanes) + np.minimum(lane, length % lanes) + turn
+        return positions
 
     def shards_between(self, epoch: int, steps: range, *, ranks: range, num_ranks: int) -> np.ndarray:
         """Numbers of the shards that some ranks read in some steps of an epoch, ascending."""

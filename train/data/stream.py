@@ -136,4 +136,6 @@ class _LookAhead:
         order, stream = self.stream.order, self.stream
         epoch, inside = divmod(step, order.steps_per_epoch)
         steps = range(inside, inside + 1)
-        return order.shards_between(epoch, steps, ranks=stream.node_ranks, num_ranks=stream.num_ranks).tolist()
+        shards = order.shards_between(epoch, steps, ranks=stream.node_ranks, num_ranks=stream.num_ranks)
+        numbers: list[int] = shards.tolist()
+        return numbers

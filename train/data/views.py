@@ -94,7 +94,8 @@ def crop_label_map(
     rows = top + (np.arange(size[0]) + 0.5) / size[0] * (bottom - top)
     x = np.clip((columns * label_map.shape[1]).astype(int), 0, label_map.shape[1] - 1)
     y = np.clip((rows * label_map.shape[0]).astype(int), 0, label_map.shape[0] - 1)
-    return label_map[y[:, None], (x[::-1] if flipped else x)[None, :]]
+    seen: np.ndarray = label_map[y[:, None], (x[::-1] if flipped else x)[None, :]]
+    return seen
 
 
 def sample_rng(*, seed: int, epoch: int, sample_id: int) -> np.random.Generator:

@@ -55,6 +55,7 @@ class GlobalBatchNorm(_BatchNorm):
         """Normalised input, (N, C, …)."""
         if not self.training:
             return super().forward(input)
+        output: Tensor
         output, mean, variance, count = _GlobalBatchNormFunction.apply(input, self.weight, self.bias, self.eps)
         if self.track_running_stats and count > 1:
             self._move_running_statistics(mean, variance * count / (count - 1))

@@ -128,7 +128,7 @@ def resume(run: Path, training: Training, *, fingerprint: str) -> int:
         copy_from_main(_tensors(training), training.world)
     if training.scaler is not None and state["scaler"] is not None:
         training.scaler.load_state_dict(state["scaler"])
-    return state["step"]
+    return int(state["step"])
 
 
 def _tensors(training: Training) -> list[Tensor]:

@@ -24,7 +24,8 @@ class Features(NamedTuple):
     c5: Float[Tensor, "b c5 h5 w5"]
 
 
-class ResNetBackbone(resnet.ResNet):
+# torchvision ships no types: to mypy its classes are Any
+class ResNetBackbone(resnet.ResNet):  # type: ignore[misc]
     """torchvision's ResNet without its classifier.
 
     Args:
@@ -43,7 +44,8 @@ class ResNetBackbone(resnet.ResNet):
     def forward_c4(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c4 h4 w4"]:
         """C4 alone, without the cost of C5."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        return self.layer3(self.layer2(self.layer1(x)))
+        c4: Tensor = self.layer3(self.layer2(self.layer1(x)))
+        return c4
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
         """C4 and C5 of normalised images."""
@@ -69,7 +71,8 @@ def _dilate(stage: nn.Module) -> None:
                 module.dilation, module.padding = (2, 2), (2, 2)
 
 
-class ViTBackbone(VisionTransformer):
+# torchvision ships no types: to mypy its classes are Any
+class ViTBackbone(VisionTransformer):  # type: ignore[misc]
     """torchvision's Vision Transformer of 16 × 16 patches without its classifier, with C4 and C5 after the last block.
 
     A.5 adds "transpose convolution layers on the feature maps in the final transformer block". We read: C4 is a
@@ -94,7 +97,8 @@ class ViTBackbone(VisionTransformer):
         tokens = self._process_input(images)
         tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], 1)
         encoded = self.encoder(tokens)[:, 1:].transpose(1, 2)
-        return self.c4_layer(encoded.unflatten(2, (images.shape[2] // 16, images.shape[3] // 16)))
+        c4: Tensor = self.c4_layer(encoded.unflatten(2, (images.shape[2] // 16, images.shape[3] // 16)))
+        return c4
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
         """C4 and C5 of normalised images."""

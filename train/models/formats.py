@@ -84,7 +84,8 @@ def _timm_vit_name(key: str) -> str:
 def _expected(name: str, image_size: int) -> dict[str, Tensor]:
     """Our keys of a backbone, with tensors that have shape and dtype only."""
     with torch.device("meta"):
-        return make_backbone(name, image_size=image_size).state_dict()
+        expected: dict[str, Tensor] = make_backbone(name, image_size=image_size).state_dict()
+    return expected
 
 
 def to_format(weights: Mapping[str, Tensor], name: str, format: str) -> dict[str, Tensor]:

@@ -117,7 +117,8 @@ def read_record(run: Path) -> dict[str, Any] | None:
     """What a run folder's run.json says; None where there is none. Raises InputError where it is damaged."""
     path = run / RECORD_NAME
     try:
-        return json.loads(path.read_bytes())
+        record: dict[str, Any] = json.loads(path.read_bytes())
+        return record
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:

@@ -20,7 +20,8 @@ def feature_std(features: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
     """
     if features.shape[0] < 2:
         return features.new_zeros((), dtype=torch.float32)
-    return F.normalize(features.float(), dim=1).std(0).mean() * features.shape[1] ** 0.5
+    spread: Tensor = F.normalize(features.float(), dim=1).std(0).mean() * features.shape[1] ** 0.5
+    return spread
 
 
 def memory_gb(device: torch.device) -> float:

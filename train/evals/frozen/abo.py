@@ -24,4 +24,5 @@ def best_overlaps(
     common = np.bincount(pairs, minlength=VOID * num_masks).reshape(VOID, num_masks)
     union = common.sum(1, keepdims=True) + common.sum(0) - common
     overlap = (common / np.maximum(union, 1)).max(1)
-    return overlap[1:][common[1:].any(1)]
+    best: np.ndarray = overlap[1:][common[1:].any(1)]
+    return best

@@ -86,7 +86,8 @@ def crop_labels(labels: UInt8[np.ndarray, "h w"], window: Window) -> UInt8[np.nd
     height, width = labels.shape
     rows = (2 * (window.top + np.arange(window.height)) + 1) * height // (2 * window.scaled_height)
     columns = (2 * (window.left + np.arange(window.width)) + 1) * width // (2 * window.scaled_width)
-    return labels[rows[:, None], columns[None, :]]
+    cropped: np.ndarray = labels[rows[:, None], columns[None, :]]
+    return cropped
 
 
 def random_crop(sample: LabelledImage, *, settings: SegmentationSettings, rng: np.random.Generator) -> LabelledImage:
@@ -135,7 +136,8 @@ def _coin(rng: np.random.Generator) -> int:
 
 
 def _linear(image: np.ndarray, *, gain: float = 1.0, offset: float = 0.0) -> np.ndarray:
-    return np.clip(image * np.float32(gain) + np.float32(offset), 0, 255).astype(np.uint8)
+    changed: np.ndarray = np.clip(image * np.float32(gain) + np.float32(offset), 0, 255).astype(np.uint8)
+    return changed
 
 
 def _shift_hsv(image: np.ndarray, *, saturation: float, hue_degrees: float) -> np.ndarray:

@@ -61,7 +61,8 @@ class FCNHead(nn.Module):
         x = self.convs(features)
         if self.concat_conv is not None:
             x = self.concat_conv(torch.cat((features, x), dim=1))
-        return self.classifier(self.dropout(x))
+        scores: Tensor = self.classifier(self.dropout(x))
+        return scores
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, *, dilation: int) -> nn.Sequential:

@@ -37,7 +37,8 @@ def class_iou(confusion: Int64[np.ndarray, "classes classes"]) -> Float64[np.nda
     """Intersection over union per class, in [0, 1]; NaN for a class that is in neither truth nor prediction."""
     intersection = np.diag(confusion).astype(np.float64)
     union = confusion.sum(0) + confusion.sum(1) - intersection
-    return np.divide(intersection, union, out=np.full_like(intersection, np.nan), where=union > 0)
+    iou: np.ndarray = np.divide(intersection, union, out=np.full_like(intersection, np.nan), where=union > 0)
+    return iou
 
 
 def mean_iou(iou: Float64[np.ndarray, " classes"]) -> float:
