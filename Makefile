@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo scenes shards verify preview pretrain export test lint bench bench-shards bench-stream bench-step bench-train clean
+.PHONY: help install demo scenes shards verify preview pretrain export test quick gpu-day same-behaviour lint bench bench-shards bench-stream bench-step bench-train clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,7 @@ TESTS ?= not slow and not system and not gpu
 PYTEST_ARGS ?=
 
 # What the user gives reaches the recipes as it was typed, through the environment: neither make nor a shell reads it.
-GIVEN := PYTHON VENV WORK TESTS IMAGES SHARDS RUN CONFIG NPROC INIT FORMAT HEADS CHECKPOINT SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS
+GIVEN := PYTHON VENV WORK TESTS IMAGES SHARDS RUN CONFIG NPROC INIT FORMAT HEADS CHECKPOINT SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS BUDGET DRY PARTS DATA BEFORE
 # An evaluation is a command of train/evals: `make eval-x RUN=… X=…` hands the folder X on as --x.
 ALPHABET := a:A b:B c:C d:D e:E f:F g:G h:H i:I j:J k:K l:L m:M n:N o:O p:P q:Q r:R s:S t:T u:U v:V w:W x:X y:Y z:Z
 CAPITAL = $(eval CAPITALS := $(subst $(firstword $(subst :, ,$1)),$(lastword $(subst :, ,$1)),$(CAPITALS)))
@@ -32,6 +32,7 @@ usage-shards = make shards IMAGES=<images> SHARDS=<new folder> [OVERWRITE=1] [DR
 usage-verify = make verify SHARDS=<folder of shards> [REPAIR=1 IMAGES=<images>]
 usage-preview = make preview SHARDS=<folder of shards> PNG=<new file>
 usage-pretrain = make pretrain SHARDS=<folder of shards> RUN=<new folder> [NPROC=<processes>] [INIT=<weights>]
+usage-same-behaviour = make same-behaviour BEFORE=<another checkout> [OUT=<folder>]
 usage-export = make export RUN=<folder of a run> OUT=<file.pth> [FORMAT=torchvision|timm|detectron2|mmseg] [HEADS=1] [CHECKPOINT=<file>]
 $(foreach e,$(EVALS),$(eval usage-eval-$e = make eval-$e RUN=<folder of a run> $(call upper,$e)=<folder of its data>))
 
@@ -45,7 +46,11 @@ help:
 	@$(foreach e,$(EVALS),echo '$(usage-eval-$e)';)
 	@echo '$(usage-export)'
 	@echo '                 each of these also takes CONFIG=<file of configs/> and SET="section.key=value …"'
-	@echo 'make test        the tests without the slow ones; make lint: format, lint and types; make bench-shards, bench-stream, bench-step, bench-train: speed (make bench: all)'
+	@echo 'make test        the tests without the slow ones; make quick: those that start no process, in a minute'
+	@echo 'make lint        format, lint and types; make bench-shards, bench-stream, bench-step, bench-train: speed (make bench: all)'
+	@echo 'make gpu-day     all that has to be seen on a GPU, in ten minutes; DRY=1: tiny, on a CPU; BUDGET, PARTS, OUT, SHARDS, DATA'
+	@echo '$(usage-same-behaviour)'
+	@echo '                 whether losses, shards, messages and exit codes are those of another checkout'
 	@echo 'make clean       remove .venv and caches; runs and shards stay'
 
 demo: $(STAMP)
@@ -81,6 +86,16 @@ need-%:
 
 test: $(STAMP)
 	@set -f; "$$VENV/bin/python" -m pytest -m "$$TESTS" $$PYTEST_ARGS
+
+# Several processes run the tests, none of which starts one itself: --no-processes sees to that.
+quick: $(STAMP)
+	@set -f; "$$VENV/bin/python" -m pytest -n auto --maxprocesses=4 --no-processes -m 'not processes and not slow and not system and not gpu' $$PYTEST_ARGS
+
+gpu-day: $(STAMP)
+	@"$$VENV/bin/python" -m tests.gpu.day
+
+same-behaviour: need-BEFORE $(STAMP)
+	@"$$VENV/bin/python" -m tests.same_behaviour "$$BEFORE" $${OUT:+"--out=$$OUT"}
 
 lint: $(STAMP)
 	@"$$VENV/bin/ruff" format --check .

@@ -11,6 +11,8 @@ from PIL import Image
 
 from pipeline.artifacts.manifest import FORMAT_VERSION, Manifest, ShardStats
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -62,6 +62,7 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path, installed=True)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("verb", "given", "expected"),
     [
@@ -89,12 +90,14 @@ def test_odd_paths_arrive_as_typed(
     assert not list(checkout.folder.rglob("pwned"))
 
 
+@pytest.mark.processes
 def test_settings_and_processes_are_passed_on(checkout: Checkout) -> None:
     checkout.make("pretrain", "SHARDS=s", "RUN=r", "NPROC=2", "SET=pretrain.seed=1 pretrain.x=[*]")
     (call,) = checkout.calls
     assert call[3:] == ["--shards=s", "--run=r", "--nproc=2", "--set", "pretrain.seed=1", "pretrain.x=[*]"]
 
 
+@pytest.mark.processes
 def test_export_and_init_are_passed_on_as_typed(checkout: Checkout) -> None:
     checkout.make("export", "RUN=r", "OUT=o.pth", "HEADS=")
     (call,) = checkout.calls
@@ -110,6 +113,7 @@ def test_export_and_init_are_passed_on_as_typed(checkout: Checkout) -> None:
     assert not list(checkout.folder.rglob("pwned"))
 
 
+@pytest.mark.processes
 def test_demo_is_the_workflow_of_its_config(checkout: Checkout) -> None:
     checkout.make("demo", "SET=pretrain.seed=1")
     checkout.make("demo")
@@ -120,6 +124,7 @@ def test_demo_is_the_workflow_of_its_config(checkout: Checkout) -> None:
     assert call[2:] == ["run", "--work=a b", "--", "c d"]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("arguments", "missing"),
     [
@@ -139,6 +144,7 @@ def test_a_missing_variable_is_named_before_anything_is_installed(
     assert checkout.calls == []
 
 
+@pytest.mark.processes
 def test_install_happens_once_with_every_version_constrained(tmp_path: Path) -> None:
     checkout = Checkout(tmp_path, installed=False)
     assert checkout.make("test").returncode == 0
@@ -156,6 +162,7 @@ def test_install_happens_once_with_every_version_constrained(tmp_path: Path) -> 
     assert checkout.calls == [["-m", "pytest", "-m", "", "-q", "--durations=3"]]
 
 
+@pytest.mark.processes
 def test_a_failed_install_leaves_no_valid_stamp(tmp_path: Path) -> None:
     checkout = Checkout(tmp_path, installed=True)
     os.utime(tmp_path / "constraints.txt", (2**31, 2**31))
@@ -164,10 +171,12 @@ def test_a_failed_install_leaves_no_valid_stamp(tmp_path: Path) -> None:
     assert not (tmp_path / ".venv" / ".installed").exists()
 
 
+@pytest.mark.processes
 def test_without_a_goal_the_verbs_are_printed(checkout: Checkout) -> None:
     done = checkout.make()
     assert checkout.calls == []
-    for verb in ("demo", "shards", "preview", "pretrain", "export", "eval-voc", "eval-x", "test", "lint", "bench"):
+    verbs = "demo shards preview pretrain export eval-voc eval-x test quick lint bench gpu-day"
+    for verb in verbs.split():
         assert f"make {verb}" in done.stdout
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from pipeline.cli import main
 
+pytestmark = pytest.mark.processes
+
 TINY = """
 scenes: {pretrain_images: 48, train_images: 8, val_images: 4, size: 48}
 shards: {images_per_shard: 16, workers: 1, superpixels: {size: 48, segments: 16}}

@@ -67,6 +67,7 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [1, 2])
 def test_shards_do_not_depend_on_the_number_of_workers(cluster, images, undisturbed, tmp_path, capsys, workers):
     arguments = ["--images", str(images), "--shards", str(tmp_path / "s"), *SETTINGS]
@@ -79,6 +80,7 @@ def test_shards_do_not_depend_on_the_number_of_workers(cluster, images, undistur
     assert "1 bad" in printed.err
 
 
+@pytest.mark.processes
 def test_a_killed_driver_is_resumed_to_the_same_bytes(cluster, images, undisturbed, tmp_path, capsys):
     shards = tmp_path / "s"
     arguments = ["--images", str(images), "--shards", str(shards), *SETTINGS]
@@ -106,6 +108,7 @@ def _is_marked(tar: Path) -> bool:
     return (tar.parent / ".job" / f"{tar.name}.json").exists()
 
 
+@pytest.mark.processes
 def test_a_rerun_starts_no_ray_and_says_so(cluster, images, tmp_path, capsys):
     """RAY_ADDRESS leads nowhere, so a start would fail."""
     arguments = ["--images", str(images), "--shards", str(tmp_path / "s"), *SETTINGS]
@@ -124,6 +127,7 @@ def test_a_rerun_starts_no_ray_and_says_so(cluster, images, tmp_path, capsys):
     assert (tmp_path / "s" / "r2o-000007.tar").exists()
 
 
+@pytest.mark.processes
 def test_too_many_bad_images_have_an_exit_code_of_their_own(cluster, tmp_path, make_folder, capsys):
     root = make_folder(tmp_path / "images", 3)
     (root / "zero.jpg").write_bytes(b"")
@@ -139,6 +143,7 @@ def test_too_many_bad_images_have_an_exit_code_of_their_own(cluster, tmp_path, m
     assert Manifest.read(tmp_path / "s").over_limit
 
 
+@pytest.mark.processes
 def test_an_unwritable_folder_is_one_line(cluster, images, capsys):
     assert make_shards.main(["--images", str(images), "--shards", "/proc/nowhere/shards", *SETTINGS]) == 2
     error = capsys.readouterr().err
@@ -146,6 +151,7 @@ def test_an_unwritable_folder_is_one_line(cluster, images, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.processes
 def test_a_worker_that_cannot_write_is_one_line_and_resumable(cluster, images, undisturbed, tmp_path, capsys):
     shards = tmp_path / "s"
     (shards / ".job").mkdir(parents=True)
@@ -189,6 +195,7 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, complaint, tmp_path
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_ctrl_c_is_one_line_and_resumable(images, undisturbed, tmp_path):
     shards = tmp_path / "s"

@@ -178,6 +178,7 @@ def test_an_edited_quarantine_is_named(shards):
     assert faults(shards)[0] == ["quarantine.jsonl: sha256 differs from the manifest's"]
 
 
+@pytest.mark.processes
 def test_repair_makes_the_damaged_shards_again_and_no_other(shards, made, images, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in shards.iterdir()}
     (shards / "r2o-000001.tar").write_bytes(b"")

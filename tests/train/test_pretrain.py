@@ -24,6 +24,8 @@ from train.export import export
 from train.models.backbone_file import load_backbone
 from train.run.log import read_log
 
+pytestmark = pytest.mark.processes
+
 SMALL = {
     "pretrain": {
         "epochs": 4,

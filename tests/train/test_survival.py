@@ -18,6 +18,8 @@ from pipeline.artifacts.run_files import CHECKPOINTS_FOLDER
 from train.engine.checkpoint import checkpoints
 from train.run.log import read_log
 
+pytestmark = pytest.mark.processes
+
 TESTS = Path(__file__).parent
 NOT_COMPARED = {
     "images_per_second",

@@ -29,6 +29,7 @@ def test_order_does_not_count_but_values_and_names_do():
     assert fingerprint(a=[1, 2]) != fingerprint(a=[2, 1])
 
 
+@pytest.mark.processes
 def test_another_process_gives_the_same():
     """Whatever its hash seed."""
     program = "from pipeline.artifacts.fingerprint import fingerprint; print(fingerprint(a={'x': 1, 'y': ['é']}))"

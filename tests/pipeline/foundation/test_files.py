@@ -57,6 +57,7 @@ def test_nothing_is_there_before_the_end(tmp_path):
     assert path.stat().st_size == 100_000
 
 
+@pytest.mark.processes
 def test_a_killed_writer_leaves_only_what_is_temporary(tmp_path):
     program = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom pipeline.foundation.files import atomic_writer\n"

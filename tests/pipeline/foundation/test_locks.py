@@ -80,6 +80,7 @@ def test_a_lock_file_that_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch
     assert len(calls) == 2
 
 
+@pytest.mark.processes
 def test_a_lock_ends_with_its_holder_though_a_child_of_it_lives_on(tmp_path: Path) -> None:
     holder = (
         "import os, signal, sys, time; from pathlib import Path; from pipeline.foundation.locks import only_holder\n"

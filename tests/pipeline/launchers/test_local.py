@@ -48,6 +48,7 @@ def stage(folder: Path, what: str, **resources: int) -> Stage:
     )  # fmt: skip
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("what", "code"), [("0", 0), ("3", 3), ("kill", 128 + signal.SIGKILL)])
 def test_exit_code_is_the_stages(folder: Path, what: str, code: int) -> None:
     assert local.start(stage(folder, what)) == code
@@ -62,6 +63,7 @@ def test_threads_are_the_share_of_the_cores_unless_set(folder: Path, monkeypatch
     assert local.environment_of(stage(folder, "0"))["OMP_NUM_THREADS"] == "5"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_the_stage_once_and_its_answer_is_the_exit_code(folder: Path, number: int) -> None:
     def send() -> None:
@@ -88,6 +90,7 @@ def test_more_processes_are_ranks(folder: Path) -> None:
     ]
 
 
+@pytest.mark.processes
 def test_a_stage_is_not_started_through_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "echo_program.py").write_text("import sys; open(sys.argv[1], 'w').write(repr(sys.argv[2:]))")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -98,6 +101,7 @@ def test_a_stage_is_not_started_through_a_shell(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "out").read_text() == repr(list(odd))
 
 
+@pytest.mark.processes
 def test_handlers_are_put_back_when_starting_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
     before = signal.getsignal(signal.SIGINT)

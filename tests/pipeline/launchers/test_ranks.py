@@ -9,6 +9,8 @@ import pytest
 from pipeline.launchers.local import command_of
 from pipeline.stages import Resources, Stage
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[3]
 RANK = """
 import os, signal, sys, time

@@ -19,6 +19,8 @@ from preprocess.shards.plan import Plan, ShardTask
 from preprocess.shards.worker import Child, make_shard_isolated
 from preprocess.sources.list_images import list_images
 
+pytestmark = pytest.mark.processes
+
 DEADLY = """
 import ctypes, os, signal, simplejpeg
 

@@ -37,6 +37,7 @@ def local_batches(shards: Path, *, steps: range = range(3), **data: object) -> l
     return list(device_batches(host_batches(reader, settings, steps, rank=0, num_ranks=1), settings, CPU))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 1])
 def test_decoding_on_the_device_gives_the_host_s_pixels(shards: Path, workers: int) -> None:
     for on_host, on_device in zip(

@@ -82,6 +82,7 @@ def test_a_reader_travels_to_a_worker(shards: Path) -> None:
     assert pickle.loads(pickle.dumps(reader)).read(3) == reader.read(3)
 
 
+@pytest.mark.processes
 def test_workers_ranks_and_resumption_change_nothing(shards: Path) -> None:
     whole = batches(shards, range(8))
     assert len(whole) == 8
@@ -147,6 +148,7 @@ def break_sample(shards: Path, shard: int, row: int, member: str = "jpg") -> str
     return entry.key
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("verify", [False, True])
 def test_damage_is_one_line_that_names_it_also_from_a_worker(damaged: Path, workers: int, verify: bool) -> None:
@@ -159,6 +161,7 @@ def test_damage_is_one_line_that_names_it_also_from_a_worker(damaged: Path, work
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("member", ["jpg", "superpixels.png", "json"])
 def test_a_skipped_sample_is_named_and_the_next_intact_one_stands_in_for_it(damaged: Path, member: str) -> None:
     undamaged = batches(damaged, range(4))
@@ -200,6 +203,7 @@ def test_missing_and_cut_shards_are_found_before_the_run_and_accepted_up_to_a_li
     assert all((batch.sample_id >= 32).all() for batch in found)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_behind_a_url_give_the_same_batches(shards: Path, tmp_path: Path, workers: int) -> None:
     fs = fsspec.filesystem("memory")
@@ -230,6 +234,7 @@ def test_what_a_node_reads_is_stated(shards: Path, tmp_path: Path) -> None:
         describe_reading(reader_of(shards, tight), tight, node_ranks=range(1), num_ranks=1)
 
 
+@pytest.mark.processes
 def test_a_killed_worker_is_one_line(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ShardReader, "read", lambda self, *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(InputError, match="a decoding process was killed, as a rule for want of memory"):

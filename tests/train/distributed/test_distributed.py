@@ -64,6 +64,7 @@ def as_one_batch(rows: tuple[int, int]) -> dict[str, torch.Tensor]:
     }  # fmt: skip
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("case", ROWS)
 def test_batch_norm_over_ranks_equals_one_over_all_rows(runs: dict[int, Path], case: str) -> None:
     first, second = (torch.load(runs[2] / f"batch-norm-{r}.pt", weights_only=True)[case] for r in (0, 1))
@@ -79,6 +80,7 @@ def test_batch_norm_over_ranks_equals_one_over_all_rows(runs: dict[int, Path], c
         assert torch.equal(first[name], second[name])
 
 
+@pytest.mark.processes
 def test_one_row_in_all_and_none_give_the_bias_and_no_nan(runs: dict[int, Path]) -> None:
     first, second = (torch.load(runs[2] / f"batch-norm-{r}.pt", weights_only=True) for r in (0, 1))
     for case in ("single", "empty"):
@@ -89,6 +91,7 @@ def test_one_row_in_all_and_none_give_the_bias_and_no_nan(runs: dict[int, Path])
     torch.testing.assert_close(spread, torch.zeros(1, 4), atol=1e-5, rtol=0)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_rank_with_no_valid_mask_or_one_adds_its_due_to_the_gradient(runs: dict[int, Path], count: int) -> None:
     alone = torch.load(runs[1] / "masks-0.pt", weights_only=True)[count]
@@ -101,6 +104,7 @@ def test_a_rank_with_no_valid_mask_or_one_adds_its_due_to_the_gradient(runs: dic
             assert error <= 1e-3 * expected.norm() + 1e-6, (name, error, expected.norm())
 
 
+@pytest.mark.processes
 def test_a_run_on_two_ranks_equals_the_run_on_one(runs: dict[int, Path]) -> None:
     one, two = (read_log(runs[r] / "run") for r in (1, 2))
     assert len(one) == len(two) == 8
@@ -125,6 +129,7 @@ def two_ranks(shards: Path, run: Path, config: Path, *options: str) -> subproces
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.processes
 def test_ranks_stay_in_step_when_one_of_them_skips_and_stop_together_at_the_limit(shards: Path, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(shards, tmp_path / "shards"))
     first = damaged / "r2o-000000.tar"

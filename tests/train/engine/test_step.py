@@ -203,6 +203,7 @@ def test_the_global_generators_are_a_function_of_the_step(host: HostBatch) -> No
     assert results[0] != step_on(*fresh(), host).loss
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_a_compiled_step_gives_the_same_numbers(shards: Path) -> None:
     settings = with_run()

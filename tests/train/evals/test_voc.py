@@ -164,6 +164,7 @@ def test_bad_settings_are_one_line(
     assert err.count("\n") == 1
 
 
+@pytest.mark.processes
 def test_as_a_process_there_is_no_traceback(tmp_path: Path) -> None:
     process = subprocess.run(
         [sys.executable, "-m", "train.evals.voc", f"--run={tmp_path / 'none'}", f"--voc={tmp_path}"],

@@ -108,6 +108,7 @@ def limited(run: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.processes
 def test_a_disk_that_is_full_for_a_while_costs_those_records_alone(tmp_path: Path) -> None:
     done = limited(tmp_path)
     steps = [record["step"] for record in read_log(tmp_path)]
@@ -132,6 +133,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.processes
 @pytest.mark.system
 def test_a_full_file_system_leaves_whole_lines(tiny_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = log_of(tiny_disk, *range(500))
@@ -199,6 +201,7 @@ print(dict(log.lost))
 """
 
 
+@pytest.mark.processes
 def test_weights_and_biases_gets_the_same_records(tmp_path: Path) -> None:
     """Offline, with its real package."""
     environment: dict[str, Any] = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path)}

@@ -281,6 +281,7 @@ def test_a_damaged_image_is_left_out_or_refused_as_the_run_says(shards: Path, tm
         probe_of(damaged, PretrainSettings.model_validate({**SETTINGS, "data": {**skip, "on_damage": "fail"}}))
 
 
+@pytest.mark.processes
 def test_two_ranks_tell_what_one_does(shards: Path, voc: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"pretrain": {**SETTINGS, "run": {"probe_masks": str(voc), "probe_images": 69}}}))

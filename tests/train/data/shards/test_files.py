@@ -179,6 +179,7 @@ files.read(0, 0, 10)
 """
 
 
+@pytest.mark.processes
 def test_a_process_killed_while_it_copies_leaves_nothing_that_is_taken_for_whole(copied: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(copied), str(tmp_path / "disk")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -192,6 +193,7 @@ def test_a_process_killed_while_it_copies_leaves_nothing_that_is_taken_for_whole
     assert not (files.cache / ".r2o-000000.tar.part").exists()
 
 
+@pytest.mark.processes
 def test_two_processes_copy_a_shard_once(copied: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(copied), str(tmp_path / "disk")]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -244,6 +246,7 @@ def test_an_index_is_compared_with_manifest_and_tar(copied: Path) -> None:
         files_of(copied).entry(1, 0)
 
 
+@pytest.mark.processes
 def test_it_travels_to_a_worker_and_through_a_fork(shards: Path) -> None:
     files = files_of(shards)
     expected = whole(files, 0)
