@@ -1,0 +1,62 @@
+"""The part `shards`: the shards that the others read, from generated images and from photographs where there are some.
+
+Photographs lie in $DATA, or beside the checkout in ../shared/data: imagenet1k_sample and imagenette/train.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.gpu.places import DRY, ROOT, SHARDS
+from tests.gpu.telling import tell
+
+DATA = Path(os.environ.get("DATA") or ROOT.parent / "shared/data")
+PHOTOS, IMAGENETTE = DATA / "imagenet1k_sample", DATA / "imagenette/train"
+NETTE_IMAGES = 1400
+
+
+def main() -> None:
+    from tests.train.conftest import write_images  # this needs fast_slic, as nothing else of the day does
+
+    with tempfile.TemporaryDirectory() as scratch:
+        write_images(Path(scratch) / "tiny", count=70)
+        make("tiny", Path(scratch) / "tiny", images_per_shard=16, superpixels={"size": 64, "segments": 25})
+        if DRY:
+            return
+        if PHOTOS.is_dir():
+            make("photos", PHOTOS, images_per_shard=64)
+        if IMAGENETTE.is_dir():
+            chosen = evenly_chosen(IMAGENETTE, NETTE_IMAGES, Path(scratch) / "nette")
+            make("nette", chosen, images_per_shard=256, superpixels={"size": 128})
+    for folder in (PHOTOS, IMAGENETTE):
+        if not folder.is_dir():
+            tell("no photographs", folder=folder)
+
+
+def make(name: str, images: Path, **settings: Any) -> None:
+    """Shards of all images of a folder, in place of what lies there."""
+    from preprocess.config import ShardSettings
+    from tests.train.conftest import write_shards
+
+    shutil.rmtree(SHARDS / name, ignore_errors=True)
+    manifest = write_shards(images, SHARDS / name, ShardSettings.model_validate(settings))
+    tell(f"shards {name}", images=manifest.stored)
+
+
+def evenly_chosen(root: Path, count: int, folder: Path) -> Path:
+    """A folder of links to some images of another, in its classes."""
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    for i in range(count):
+        path = paths[i * len(paths) // count]
+        link = folder / path.parent.name / path.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.resolve())
+    return folder
+
+
+if __name__ == "__main__":
+    main()
