@@ -4,6 +4,7 @@ docs/architecture.md describes it. A rule that is in the way is changed here, wi
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -279,3 +280,11 @@ def test_every_package_is_named_for_the_installation() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     packages = {name for name, path in modules().items() if path.name == "__init__.py"}
     assert [package for package in packages if f'"{package}"' not in text] == []
+
+
+def test_the_page_names_every_file_and_no_other() -> None:
+    named = re.findall(
+        r"^\| `([\w/]+\.py)`", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    there = [str(path.relative_to(ROOT)) for path in modules().values() if path.name != "__init__.py"]
+    assert sorted(named) == sorted(there)
