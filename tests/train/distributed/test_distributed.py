@@ -13,8 +13,6 @@ import yaml
 from torch import nn
 
 from pipeline.artifacts.manifest import ShardIndex
-from pipeline.foundation.errors import InputError
-from train.distributed.environment import adopt_ranks, node_ranks
 from train.run.log import read_log
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
@@ -153,46 +151,3 @@ def test_ranks_stay_in_step_when_one_of_them_skips_and_stop_together_at_the_limi
     stopped = two_ranks(damaged, tmp_path / "other", config, *options, "--set=pretrain.data.max_skipped_fraction=0.01")
     assert stopped.returncode != 0
     assert "of 70 samples were skipped, more than pretrain.data.max_skipped_fraction 0.01 allows" in stopped.stderr
-
-
-SRUN = {
-    "SLURM_PROCID": "13", "SLURM_LOCALID": "5", "SLURM_NODEID": "1", "SLURM_STEP_NUM_TASKS": "28",
-    "SLURM_STEP_TASKS_PER_NODE": "8(x3),4", "SLURM_STEP_NODELIST": "gpu-[07-09,12],big", "SLURM_JOB_ID": "123456",
-    "SLURM_STEP_ID": "2",
-}  # fmt: skip
-TORCHRUNS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-def adopted(monkeypatch: pytest.MonkeyPatch, **given: str) -> dict[str, str]:
-    """torchrun's variables, as `adopt_ranks` leaves them."""
-    for name in (*SRUN, *TORCHRUNS):
-        monkeypatch.setenv(name, "")  # so that what `adopt_ranks` sets is taken away again
-        monkeypatch.delenv(name)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    adopt_ranks()
-    return {name: os.environ[name] for name in TORCHRUNS if name in os.environ}
-
-
-def test_sruns_variables_tell_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = adopted(monkeypatch, **SRUN)
-    assert found == {
-        "RANK": "13", "WORLD_SIZE": "28", "LOCAL_RANK": "5", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "gpu-07",
-        "MASTER_PORT": str(20_000 + (123456 + 2 * 97) % 10_000),
-    }  # fmt: skip
-    assert node_ranks() == range(8, 16)
-    assert adopted(monkeypatch, **{**SRUN, "SLURM_NODEID": "3"})["LOCAL_WORLD_SIZE"] == "4"
-    assert adopted(monkeypatch, **{**SRUN, "SLURM_STEP_NODELIST": "r[1-2]n[03,04],x"})["MASTER_ADDR"] == "r1n03"
-    assert adopted(monkeypatch, **SRUN, MASTER_ADDR="10.0.0.1")["MASTER_ADDR"] == "10.0.0.1"
-
-
-def test_torchruns_variables_win_and_a_batch_script_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert adopted(monkeypatch, **SRUN, RANK="3", WORLD_SIZE="4") == {"RANK": "3", "WORLD_SIZE": "4"}
-    assert adopted(monkeypatch, SLURM_PROCID="0", SLURM_NTASKS="28", SLURM_JOB_ID="1") == {}
-    assert adopted(monkeypatch, **{**SRUN, "SLURM_STEP_NUM_TASKS": "1"}) == {}
-
-
-def test_half_an_environment_of_srun_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    without = {name: value for name, value in SRUN.items() if name != "SLURM_STEP_NODELIST"}
-    with pytest.raises(InputError, match="SLURM_STEP_NODELIST"):
-        adopted(monkeypatch, **without)

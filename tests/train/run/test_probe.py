@@ -14,21 +14,19 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from sklearn.neighbors import KNeighborsClassifier
-from torch.nn import functional as F
 from torchvision.transforms.functional import normalize, to_tensor
 
 from pipeline.artifacts.manifest import Manifest
 from pipeline.foundation.errors import InputError
 from preprocess.config import SceneSettings
 from preprocess.demo.make_scenes import make_scenes
+from tests.train.evals.frozen.test_abo import overlaps_by_hand
+from tests.train.evals.frozen.test_knn import sklearn_top1
 from train.config.pretrain import PretrainSettings
 from train.data.shards.open import open_shards
 from train.data.shards.reader import ShardReader
 from train.distributed.world import World
 from train.engine.build import build_model
-from train.evals.frozen.abo import best_overlaps
-from train.evals.frozen.knn import knn_top1
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from train.r2o.kmeans import seeding_uniforms
 from train.r2o.model import R2O
@@ -70,82 +68,6 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("scenes") / "made"
     make_scenes(out, SceneSettings(pretrain_images=1, train_images=1, val_images=21, size=64))
     return out / "VOCdevkit"
-
-
-def unit_rows(count: int, width: int, seed: int) -> torch.Tensor:
-    return F.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=1)
-
-
-def sklearn_top1(bank: np.ndarray, classes: np.ndarray, queries: np.ndarray, truth: np.ndarray) -> float:
-    def weights(distance: np.ndarray) -> np.ndarray:
-        return np.exp((1 - distance) / 0.07)
-
-    oracle = KNeighborsClassifier(min(20, len(bank)), metric="cosine", algorithm="brute", weights=weights)
-    return oracle.fit(bank, classes).score(queries, truth)
-
-
-@pytest.mark.parametrize(("bank", "width"), [(300, 5), (12, 3), (1000, 16)])
-def test_neighbours_vote_as_scikit_learn_s(bank: int, width: int) -> None:
-    rows, queries = unit_rows(bank, width, 0), unit_rows(150, width, 1)
-    classes, truth = (rows[:, :3].argmax(1), queries[:, :3].argmax(1))
-    expected = sklearn_top1(rows.numpy(), classes.numpy(), queries.numpy(), truth.numpy())
-    assert knn_top1(rows, classes, queries, truth) == pytest.approx(expected)
-    assert 1 / 3 < expected < 1
-
-
-def test_near_votes_outweigh_many_far_ones() -> None:
-    bank = torch.tensor([[1.0, 0.0], *[[0.6, 0.8]] * 19])
-    classes = torch.tensor([1, *[0] * 19])
-    queries = torch.tensor([[1.0, 0.0], [0.8, 0.6]])
-    # exp(1/0.07) against 19·exp(0.6/0.07); exp(0.8/0.07) against 19·exp(0.96/0.07)
-    assert knn_top1(bank, classes, queries, torch.tensor([1, 0])) == 1
-    assert knn_top1(bank, classes, queries, torch.tensor([0, 0])) == 0.5
-    assert knn_top1(bank[1:], classes[1:], queries, torch.tensor([1, 0])) == 0.5  # nobody knows class 1
-
-
-def test_shuffled_classes_give_chance() -> None:
-    classes = torch.arange(2000) % 4
-    rows = F.normalize(F.one_hot(classes, 4) + 0.1 * unit_rows(2000, 4, 0), dim=1)
-    assert knn_top1(rows[:1000], classes[:1000], rows[1000:], classes[1000:]) == 1
-    shuffled = classes[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
-    assert knn_top1(rows[:1000], shuffled[:1000], rows[1000:], shuffled[1000:]) == pytest.approx(0.25, abs=0.05)
-
-
-def overlaps_by_hand(masks: np.ndarray, labels: np.ndarray) -> list[float]:
-    """Of each object in turn, by a loop over all masks."""
-    counted, overlaps = labels != 255, []
-    for label in sorted(set(labels[counted].tolist()) - {0}):
-        thing = labels == label
-        found = [counted & (masks == mask) for mask in np.unique(masks)]
-        overlaps.append(max((thing & mask).sum() / (thing | mask).sum() for mask in found))
-    return overlaps
-
-
-def test_overlaps_of_drawn_masks() -> None:
-    labels = np.zeros((4, 6), np.uint8)
-    labels[1:3, 1:5] = 7  # 8 pixels
-    refined = np.array([[0, 1, 0]]).repeat(2, 0)  # mask 1 is the 4 × 2 pixels in the middle
-    assert best_overlaps(refined, labels).tolist() == [4 / 12]
-    labels[0] = labels[3] = 255
-    assert best_overlaps(refined, labels).tolist() == [4 / 8]
-
-
-def test_perfect_masks_overlap_wholly_and_one_mask_by_the_share_of_area() -> None:
-    labels = np.random.default_rng(0).integers(0, 4, (9, 7)).astype(np.uint8)
-    assert best_overlaps(labels.astype(int), labels).tolist() == [1, 1, 1]
-    whole = best_overlaps(np.zeros((3, 3), int), labels)
-    np.testing.assert_allclose(whole, [(labels == label).mean() for label in (1, 2, 3)])
-    assert best_overlaps(np.zeros((3, 3), int), np.zeros((9, 7), np.uint8)).shape == (0,)
-    assert best_overlaps(np.zeros((3, 3), int), np.full((9, 7), 255, np.uint8)).shape == (0,)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_overlaps_equal_a_loop_over_masks_and_objects(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    refined = rng.integers(0, 5, (3, 4))
-    labels = rng.choice(np.array([0, 1, 2, 20, 254, 255], np.uint8), (12, 20))
-    expected = overlaps_by_hand(refined.repeat(4, 0).repeat(5, 1), labels)
-    np.testing.assert_allclose(best_overlaps(refined, labels), expected)
 
 
 def features_by_hand(shards: Path, model: R2O, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
