@@ -15,6 +15,8 @@ from tests.gpu.parts import Day, Part
 from tests.gpu.places import ROOT
 from tests.gpu.summary import failures, read_results
 
+pytestmark = pytest.mark.processes
+
 CHECKS = """
 from tests.gpu.telling import check
 with check("a sum") as found:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.models import resnet
 
 from pipeline.artifacts.manifest import MANIFEST_NAME, QUARANTINE_NAME, Manifest, MapStats, encode_quarantine
 from pipeline.foundation.files import write_atomic
@@ -13,6 +14,7 @@ from preprocess.config import ShardSettings
 from preprocess.shards.make_one import make_shard
 from preprocess.shards.plan import Plan
 from preprocess.sources.list_images import list_images
+from train.models import backbone
 
 
 def write_images(folder: Path, *, count: int, seed: int = 0) -> None:
@@ -55,6 +57,12 @@ def write_shards(images: Path, folder: Path, settings: ShardSettings) -> Manifes
     )
     write_atomic(folder / MANIFEST_NAME, manifest.encode())
     return manifest
+
+
+@pytest.fixture
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """resnet18 with one block a stage: for tests of what surrounds a network, not of the network."""
+    monkeypatch.setitem(backbone._ARCHITECTURES, "resnet18", (resnet.BasicBlock, [1, 1, 1, 1]))
 
 
 @pytest.fixture(scope="session")

@@ -148,6 +148,7 @@ def test_a_checkpoint_is_loaded_into_the_networks_of_today(stopped: Path) -> Non
         assert torch.equal(momenta[number]["momentum_buffer"], of_parameter["momentum_buffer"])
 
 
+@pytest.mark.processes  # run.json asks git for the commit
 def test_a_stopped_run_goes_on_to_its_end(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = load_settings(PretrainSettings, "pretrain", stopped / "config.yaml")
     former = (stopped / "log.jsonl").read_bytes()

@@ -1,7 +1,7 @@
 """Every constant and every sum of the estimate, against what torch counts."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -39,6 +39,14 @@ SMALL = {
     "refine": {"clustering_group_size": 8},
     "curriculum": {"initial_num_clusters": 16, "hold_epochs": 1},
 }
+HEAVY = ("resnet101", "resnet152", "vit_b_16", "vit")  # seconds each; the lighter ones show the same sums
+
+
+def lighter_first(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test, of which the heavy ones are slow."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in HEAVY else name for name in names]
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},
     "resnet50": {"model": {"backbone": "resnet50"}},
@@ -98,7 +106,7 @@ def test_constants_of_a_backbone(name: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", TRUNKS)
+@pytest.mark.parametrize("name", lighter_first(TRUNKS))
 def test_what_a_backbone_keeps_for_the_backward_pass(name: str, precision: str) -> None:
     backbone, of_batch = make_backbone(name).train(), []
     for size in (1, 2):  # the difference is free of what does not grow: copies of weights, batch statistics
@@ -128,7 +136,7 @@ def passed(model: R2O, settings: PretrainSettings) -> Output:
     return model(batch, uniforms, torch.rand(8, 2, settings.objective.masks_per_view, generator=generator))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", lighter_first(VARIANTS))
 def test_a_whole_step(variant: str) -> None:
     """Parameters exactly; operations within a few percent, given the masks that there were."""
     settings = settings_of(variant)

@@ -252,6 +252,7 @@ SMALL = (
 )  # fmt: skip
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("name", TABLE)
 def test_every_configuration_takes_a_step(name: str, mapped_shards: Path) -> None:
     """The first step and one of the last epoch, on real shards, with a small backbone of the same kind."""

@@ -12,6 +12,7 @@ from train.distributed.world import World
 from train.engine.build import Training, build_training, unwrapped
 from train.engine.checkpoint import Checkpoints, checkpoints, resume
 
+pytestmark = pytest.mark.usefixtures("shallow")
 SETTINGS = PretrainSettings.model_validate(
     {
         "epochs": 2,

@@ -41,7 +41,7 @@ def voc(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
+def run_folder(tmp_path: Path, shallow: None) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     save_backbone(folder / "backbone.pt", build_backbone("resnet18", seed=3), name="resnet18", fingerprint="abc")

@@ -64,7 +64,7 @@ def test_its_code_makes_the_librarys_model_with_equal_outputs(
         ("resnet50", "detectron2", ".pth", 'DetectionCheckpointer(model).load("w.pth")'),
         ("resnet50", "detectron2", ".safetensors", "model.backbone.bottom_up.load_state_dict(weights)"),
         ("resnet18", "detectron2", ".pth", "RES2_OUT_CHANNELS = 18, 64"),
-        ("resnet101", "detectron2", ".pth", "RES2_OUT_CHANNELS = 101, 256"),
+        pytest.param("resnet101", "detectron2", ".pth", "RES2_OUT_CHANNELS = 101, 256", marks=pytest.mark.slow),
         ("resnet50", "detectron2", ".pth", '"RGB", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]'),
         ("resnet50", "mmseg", ".pth", 'depth=50, init_cfg=dict(type="Pretrained", checkpoint="w.pth")'),
         ("resnet50", "mmseg", ".safetensors", 'load_file("w.safetensors")'),
