@@ -21,6 +21,8 @@ from train.models.backbone import build_backbone
 from train.r2o.kmeans import seeding_uniforms
 from train.r2o.model import R2O
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 SETTINGS = PretrainSettings.model_validate(
     {
         "epochs": 2,

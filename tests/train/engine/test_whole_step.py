@@ -21,6 +21,8 @@ from train.r2o.kmeans import kmeans, seeding_uniforms
 from train.r2o.model import R2O, Batch
 from train.r2o.refine import pool_regions
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 IMAGES, GROUP, CELLS = 8, 4, 4  # C4 is 4 × 4 of 64 px
 CLOSE = 1e-2  # of a tensor's gradient: a ReLU at 0 that float32 rounds to the other side, 2e-3 seen
 SETTINGS = PretrainSettings.model_validate(

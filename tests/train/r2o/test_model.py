@@ -18,6 +18,8 @@ from train.r2o.kmeans import seeding_uniforms
 from train.r2o.model import R2O, Batch, Objective
 from train.r2o.refine import Refinement
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 def small_model(
     group_size: int = 4,
