@@ -89,7 +89,7 @@ test: $(STAMP)
 
 # Several processes run the tests, none of which starts one itself: --no-processes sees to that.
 quick: $(STAMP)
-	@set -f; "$$VENV/bin/python" -m pytest -n auto --maxprocesses=4 --no-processes -m 'not processes and not slow and not system and not gpu' $$PYTEST_ARGS
+	@set -f; "$$VENV/bin/python" -m pytest -n auto --maxprocesses=4 --dist worksteal --no-processes -m 'not processes and not slow and not system and not gpu' $$PYTEST_ARGS
 
 gpu-day: $(STAMP)
 	@"$$VENV/bin/python" -m tests.gpu.day

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from torchvision.models import resnet
 
 from pipeline.artifacts.manifest import MANIFEST_NAME, QUARANTINE_NAME, Manifest, MapStats, encode_quarantine
 from pipeline.foundation.files import write_atomic
@@ -61,8 +60,9 @@ def write_shards(images: Path, folder: Path, settings: ShardSettings) -> Manifes
 
 @pytest.fixture
 def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """resnet18 with one block a stage: for tests of what surrounds a network, not of the network."""
-    monkeypatch.setitem(backbone._ARCHITECTURES, "resnet18", (resnet.BasicBlock, [1, 1, 1, 1]))
+    """ResNets with one block a stage: for tests of what surrounds a network, not of the network."""
+    for name, (block, _) in list(backbone._ARCHITECTURES.items()):
+        monkeypatch.setitem(backbone._ARCHITECTURES, name, (block, [1, 1, 1, 1]))
 
 
 @pytest.fixture(scope="session")

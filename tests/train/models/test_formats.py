@@ -109,6 +109,7 @@ def test_detectron2s_checkpointer_is_told_to_match_names_by_their_ends(body: str
         assert max((one for one in content["model"] if theirs.endswith(f".{one}")), key=len) == key
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(("name", "format"), [(n, f) for n, f in FITTING if n in ("resnet18", "resnet50", "vit_s_16")])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_what_is_written_can_be_begun_with(name: str, format: str, suffix: str, tmp_path: Path) -> None:

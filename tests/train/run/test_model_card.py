@@ -58,13 +58,14 @@ def test_its_code_makes_the_librarys_model_with_equal_outputs(
         torch.testing.assert_close(names["model"].eval()(IMAGES), pooled(backbone), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(
     ("name", "format", "suffix", "said"),
     [
         ("resnet50", "detectron2", ".pth", 'DetectionCheckpointer(model).load("w.pth")'),
         ("resnet50", "detectron2", ".safetensors", "model.backbone.bottom_up.load_state_dict(weights)"),
         ("resnet18", "detectron2", ".pth", "RES2_OUT_CHANNELS = 18, 64"),
-        pytest.param("resnet101", "detectron2", ".pth", "RES2_OUT_CHANNELS = 101, 256", marks=pytest.mark.slow),
+        ("resnet101", "detectron2", ".pth", "RES2_OUT_CHANNELS = 101, 256"),
         ("resnet50", "detectron2", ".pth", '"RGB", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]'),
         ("resnet50", "mmseg", ".pth", 'depth=50, init_cfg=dict(type="Pretrained", checkpoint="w.pth")'),
         ("resnet50", "mmseg", ".safetensors", 'load_file("w.safetensors")'),
@@ -80,6 +81,7 @@ def test_its_code_for_detectron2_and_mmsegmentation(
     assert said in code
 
 
+@pytest.mark.usefixtures("shallow")
 def test_it_says_what_is_left_out_and_where_the_weights_come_from(tmp_path: Path) -> None:
     run_of(tmp_path / "vit", "vit_s_16", init={"path": "elsewhere/w.pth", "sha256": "1" * 64})
     export(tmp_path / "vit", tmp_path / "w.pth", format="timm")

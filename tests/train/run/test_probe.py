@@ -86,6 +86,7 @@ def features_by_hand(shards: Path, model: R2O, ids: list[int]) -> tuple[np.ndarr
     return classes, np.stack(rows)
 
 
+@pytest.mark.usefixtures("shallow")
 def test_the_figure_is_of_the_shards_images(shards: Path) -> None:
     settings = settings_of()
     model = model_of(settings)
@@ -188,6 +189,7 @@ def test_folders_that_will_not_do_are_named(shards: Path, voc: Path, tmp_path: P
         probe_of(shards, few)
 
 
+@pytest.mark.usefixtures("shallow")
 def test_a_damaged_image_is_left_out_or_refused_as_the_run_says(shards: Path, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(shards, tmp_path / "shards"))
     tar = damaged / "r2o-000000.tar"
