@@ -54,7 +54,7 @@ def main(checkout: Path, folder: Path) -> None:
         shutil.copytree(work / "unfinished", folder / "unfinished")
         (work / "run.yaml").write_text(RUN)
         stop_run(checkout, work)
-        keep_run(work / "run", folder / "run", {str(checkout): "/r2o", str(work): "/work"})
+        keep_run(work / "run", folder / "run", {str(checkout): "/r2o", str(work): "/data"})
 
 
 def write_images(folder: Path) -> None:
