@@ -46,7 +46,7 @@ help:
 	@$(foreach e,$(EVALS),echo '$(usage-eval-$e)';)
 	@echo '$(usage-export)'
 	@echo '                 each of these also takes CONFIG=<file of configs/> and SET="section.key=value …"'
-	@echo 'make test        the tests without the slow ones; make quick: those that start no process, in a minute'
+	@echo 'make test        the tests without the slow ones; make quick: those that start no process and take no seconds'
 	@echo 'make lint        format, lint and types; make bench-shards, bench-stream, bench-step, bench-train: speed (make bench: all)'
 	@echo 'make gpu-day     all that has to be seen on a GPU, in ten minutes; DRY=1: tiny, on a CPU; BUDGET, PARTS, OUT, SHARDS, DATA'
 	@echo '$(usage-same-behaviour)'
@@ -89,7 +89,7 @@ test: $(STAMP)
 
 # Several processes run the tests, none of which starts one itself: --no-processes sees to that.
 quick: $(STAMP)
-	@set -f; "$$VENV/bin/python" -m pytest -n auto --maxprocesses=4 --dist worksteal --no-processes -m 'not processes and not slow and not system and not gpu' $$PYTEST_ARGS
+	@set -f; "$$VENV/bin/python" -m pytest -n auto --maxprocesses=4 --dist worksteal --no-processes -m 'not processes and not long and not slow and not system and not gpu' $$PYTEST_ARGS
 
 gpu-day: $(STAMP)
 	@"$$VENV/bin/python" -m tests.gpu.day

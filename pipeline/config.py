@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, create_model
 
-from pipeline.foundation.settings import Settings, load_settings
+from pipeline.foundation.settings import SECTIONS, Settings, load_settings
 from pipeline.stages import EVALUATIONS
 from preprocess.config import SceneSettings, ShardSettings
 from train.config.evals import EvaluationSettings
@@ -57,7 +57,7 @@ class Recipe:
 def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """All sections of a config file. Raises InputError for the first mistake in any of them."""
     of_evaluations = {name: evaluation.settings for name, evaluation in EVALUATIONS.items()}
-    known = ("scenes", "shards", "pretrain", *(model.SECTION for model in of_evaluations.values()), "workflow")
+    known = (*SECTIONS[:-1], *(model.SECTION for model in of_evaluations.values()), *SECTIONS[-1:])
     return Recipe(
         scenes=load_settings(SceneSettings, "scenes", path, overrides, known),
         shards=load_settings(ShardSettings, "shards", path, overrides, known),

@@ -250,7 +250,8 @@ def folder_digest(folder: Path) -> str:
     Links are followed, a folder that is met again is not.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder (given as workflow.images, workflow.voc or on the command line)")
+        given = ", ".join(f"workflow.{name}" for name in ("images", *EVALUATIONS))
+        raise InputError(f"{folder}: no such folder (given as {given} or on the command line)")
     digest, seen = hashlib.sha256(), set()
     for root, folders, names in os.walk(folder, followlinks=True):
         status = os.stat(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,14 @@ from pipeline.artifacts.run_files import (
 from preprocess.config import SceneSettings, ShardSettings
 from train.config.evals import EvaluationSettings, EvalVocSettings
 from train.config.pretrain import PretrainSettings
+
+# What options, settings of the workflow, and variables of the Makefile or the shell are called already.
+TAKEN_NAMES = frozenset(
+    {
+        "work", "images", "nproc", "run", "config", "set", "path", "home", "shell", "data", "shards", "out", "png",
+        "init", "format", "heads", "checkpoint", "overwrite", "repair", "python", "venv", "tests", "before", "parts",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +69,9 @@ class Stage:
 class Evaluation:
     """All that parser, workflow and Makefile need to know of an evaluation.
 
-    Its name makes the verb `eval-<name>`, the option `--<name>`, the setting `workflow.<name>` (both name the folder of
-    its data), the Makefile's `make eval-<name> RUN=… <NAME>=…`, and the folder of results `RUN/eval-<name>`.
+    Its name makes the verb `eval-<name>` and the folder of results `RUN/eval-<name>`. The option `--<name>` and the
+    setting `workflow.<name>` name the folder of its data. `make eval-<name> RUN=… <NAME>=…` starts it. It leaves
+    `results.json` (written last) and `predictions.png`.
 
     Args:
         title: what people call the data set.
@@ -79,6 +89,10 @@ class Evaluation:
     help: str
     data: str
     of_scenes: Path | None = None
+
+    def __post_init__(self) -> None:
+        assert re.fullmatch(r"[a-z][a-z0-9]*", self.name), self.name
+        assert self.name not in TAKEN_NAMES, self.name
 
     @property
     def verb(self) -> str:

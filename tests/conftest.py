@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 
 import pytest
 from jaxtyping import install_import_hook
@@ -27,8 +28,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--no-processes"):
-        sys.addaudithook(_refuse)
+    if not config.getoption("--no-processes"):
+        return
+    sys.addaudithook(_refuse)
+    start = BaseProcess.start
+
+    def started(process: BaseProcess) -> None:
+        _refuse("subprocess.Popen", ())  # a spawned process of multiprocessing raises no event of its own
+        start(process)
+
+    BaseProcess.start = started  # type: ignore[method-assign]
 
 
 def _refuse(event: str, arguments: tuple[object, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The backbone of a run as a file: what evaluations load, and what other libraries can be given (`r2o export`)."""
+"""The command that writes a run's backbone as other libraries name it, with a model card (`r2o export`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.foundation.settings import load_settings
 from train.config.pretrain import PretrainSettings
 from train.engine.checkpoint import checkpoints, read_checkpoint
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, image_size_of
-from train.models.backbone_file import ExportedBackbone, _mismatch, load_run_backbone
+from train.models.backbone_file import ExportedBackbone, load_run_backbone, mismatch
 from train.models.formats import FORMATS, check_suffix, to_format, write_weights
 from train.run.folder import read_record
 from train.run.model_card import model_card
@@ -85,7 +85,7 @@ def _of_checkpoint(run: Path, state: Mapping[str, Any]) -> ExportedBackbone:
     """The online backbone of a checkpoint."""
     name = load_settings(PretrainSettings, "pretrain", run / CONFIG_NAME).model.backbone
     weights = _online_backbone(state)
-    if problem := _mismatch(name, weights):
+    if problem := mismatch(name, weights):
         raise InputError(f"the checkpoint is not of {run}: {problem}")
     return ExportedBackbone(
         name=name, mean=IMAGENET_MEAN, std=IMAGENET_STD, fingerprint=state["fingerprint"], state_dict=weights

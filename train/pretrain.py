@@ -17,6 +17,7 @@ from pipeline.foundation.exit_codes import EXIT_FAILED
 from pipeline.foundation.progress import say
 from pipeline.foundation.settings import load_settings
 from pipeline.foundation.this_rank import is_first_rank
+from train.config.evals import all_sections
 from train.config.pretrain import PretrainSettings
 from train.distributed.environment import adopt_ranks, node_ranks, num_ranks
 from train.distributed.world import LostRankError, world_from_environment
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--init", type=Path, help="weights that the backbone begins with")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE")
     arguments = parser.parse_args(argv)
-    settings = load_settings(PretrainSettings, "pretrain", arguments.config, arguments.overrides)
+    settings = load_settings(PretrainSettings, "pretrain", arguments.config, arguments.overrides, all_sections())
     adopt_ranks()
     with stop_request() as request:
         return _main(arguments, settings, request)

@@ -17,7 +17,7 @@ from pipeline.artifacts.label_maps import MAIN_MAP
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.folders import Folder, folder_at
 
-FORMAT_VERSION = 1
+MANIFEST_FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 QUARANTINE_NAME = "quarantine.jsonl"
 
@@ -98,7 +98,7 @@ class Manifest(_Record):
     name. `over_limit`: more images are in quarantine than whoever made the set allowed.
     """
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = MANIFEST_FORMAT_VERSION
     settings: dict[str, Any]
     versions: dict[str, str]
     fingerprint: str
@@ -147,9 +147,10 @@ class Manifest(_Record):
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read ({error}); run `make shards` again") from None
         version = loaded.get("format_version") if isinstance(loaded, dict) else None
-        if version != FORMAT_VERSION:
+        if version != MANIFEST_FORMAT_VERSION:
             raise InputError(
-                f"{path}: format version {version!r}, but this r2o reads {FORMAT_VERSION}; make the shards again"
+                f"{path}: format version {version!r}, but this r2o reads {MANIFEST_FORMAT_VERSION}; "
+                "make the shards again"
             )
         try:
             manifest = cls.model_validate(loaded)

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.foundation.errors import InputError
+
 RESULTS_FORMAT_VERSION = 1
 
 
@@ -49,12 +51,20 @@ class Results(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Results | None:
-        """The results at a path; None where there are none, or none of this format."""
+        """The results at a path, None where there are none.
+
+        Raises:
+            InputError: they are damaged, or of another format.
+        """
         try:
             found = cls.model_validate_json(path.read_bytes())
-        except (FileNotFoundError, ValidationError):
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        return found if found.format_version == RESULTS_FORMAT_VERSION else None
+        except (OSError, ValidationError):
+            found = None
+        if found is None or found.format_version != RESULTS_FORMAT_VERSION:
+            raise InputError(f"{path}: no results that this r2o reads; run the evaluation again, or move the file away")
+        return found
 
     def spread(self, init: str, score: str) -> Spread:
         """One score's spread over the seeds. Raises KeyError where the evaluation has no such score."""

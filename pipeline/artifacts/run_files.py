@@ -4,7 +4,7 @@ from __future__ import annotations
 
 CONFIG_NAME = "config.yaml"
 RECORD_NAME = "run.json"  # fingerprints, seed, versions, commit and command, and every start
-LOCK_NAME = ".lock"
+RUN_LOCK_NAME = ".lock"
 LOG_NAME = "log.jsonl"
 EVENTS_FOLDER = "tensorboard"
 SKIPPED_NAME = "skipped.jsonl"

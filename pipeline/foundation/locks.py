@@ -1,7 +1,7 @@
-"""One driver at a time in a folder of shards.
+"""One holder at a time.
 
-On this machine's files by `flock`, which ends with the process. Behind a URL by a lease: a file that its holder renews;
-whoever comes later and sees it renewed gives up, and one that sees it stand still takes over.
+On this machine by `flock`, which ends with the process. Behind a URL by a lease, for a folder of shards: a file that
+its holder renews. Whoever comes later and sees it renewed gives up; one that sees it stand still takes over.
 """
 
 from __future__ import annotations

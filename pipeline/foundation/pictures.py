@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 BOUNDARY_COLOUR = (255, 221, 0)
+VOID = 255  # label of pixels that are never counted, in VOC's masks
 MARGIN = 6
 CAPTION_HEIGHT = 16
 

@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 from pipeline.foundation.exit_codes import exit_code_of_signal
+from pipeline.foundation.signals import STOP_SIGNALS
 from pipeline.stages import Stage
-
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def command_of(stage: Stage) -> list[str]:
@@ -61,7 +60,7 @@ def _signals() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
         for number in early:
             process.send_signal(number)
 
-    former = {s: signal.signal(s, forward) for s in FORWARDED if signal.getsignal(s) != signal.SIG_IGN}
+    former = {s: signal.signal(s, forward) for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN}
     try:
         yield deliver_to
     finally:

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from types import FrameType
 
 from pipeline.foundation.exit_codes import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, EXIT_REQUEUE, exit_code_of_signal
+from pipeline.foundation.signals import STOP_SIGNALS
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 TOGETHER = (0, EXIT_REQUEUE, EXIT_INTERRUPTED)  # codes with which all ranks end, each in its time
 POLL = 0.05  # seconds
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the ranks to their end; gives 0, or the exit code of the first that failed."""
     count, *program = int(argv[0]), *argv[1:]
     ranks = _Ranks()
-    former = {s: signal.signal(s, ranks.forward) for s in FORWARDED if signal.getsignal(s) != signal.SIG_IGN}
+    former = {s: signal.signal(s, ranks.forward) for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN}
     try:
         ranks.start(count, program)
         return ranks.wait()

@@ -67,8 +67,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _preview(arguments: argparse.Namespace) -> int:
     Manifest.read(arguments.shards)
+    settings = recipe_of(arguments).workflow
     chosen = [f"--shard={name}" for name in arguments.shard] + [f"--key={key}" for key in arguments.key]
     chosen += [f"--map={arguments.map}"] if arguments.map else []
-    images = arguments.count or recipe_of(arguments).workflow.preview_images
+    images = arguments.count or settings.preview_images
     stage = stages.preview_stage(shards=arguments.shards, out=arguments.out, count=images, options=tuple(chosen))
     return local.start(stage)

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import is_temporary, write_atomic
-from pipeline.foundation.pictures import voc_palette
+from pipeline.foundation.pictures import VOID, voc_palette
 from pipeline.foundation.progress import Progress
 from preprocess.config import SceneSettings
 from preprocess.demo.scene_art import Scene, make_scene
@@ -23,7 +23,6 @@ SCENES_VERSION = 1
 MARKER_NAME, MAKING = "scenes.json", ".making"
 PARTS = ("images", "VOCdevkit")
 PRETRAIN, TRAIN, VAL = range(3)
-VOID = 255
 
 
 def make_scenes(out: Path, settings: SceneSettings) -> bool:

@@ -16,7 +16,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from pipeline.artifacts.sample import decode_jpeg
 
-FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF")
+PILLOW_FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF")
 Image.MAX_IMAGE_PIXELS = None  # the bound is ours, for every format
 ORIENTATION, BITS_PER_SAMPLE, PHOTOMETRIC = 0x0112, 258, 262
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -163,10 +163,10 @@ def _read_other(data: bytes, max_pixels: int) -> tuple[np.ndarray, list[str]]:
 
 
 def _decode_with_pillow(data: bytes, max_pixels: int) -> tuple[np.ndarray, list[str]]:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
         _check_size(*image.size, max_pixels)
         image.verify()  # the checksums of a PNG; no more can be done with this object
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
         changed = [f"format {image.format}"]
         orientation = _orientation(image)
         if getattr(image, "is_animated", False):

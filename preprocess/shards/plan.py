@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 from pipeline.artifacts.fingerprint import fingerprint
-from pipeline.artifacts.manifest import FORMAT_VERSION
+from pipeline.artifacts.manifest import MANIFEST_FORMAT_VERSION
 from pipeline.foundation.errors import InputError
 from preprocess.config import ShardSettings
 from preprocess.sources.listing import Kind, Listing, Source
@@ -98,7 +98,7 @@ class Plan:
     def fingerprint(self) -> str:
         """Hash of all that decides the content: settings, list of images, library versions, format."""
         return fingerprint(
-            format_version=FORMAT_VERSION,
+            format_version=MANIFEST_FORMAT_VERSION,
             settings=self.settings.content(),
             versions=self.versions,
             images=self.listing.sha256,

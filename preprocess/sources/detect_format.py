@@ -16,7 +16,7 @@ ARCHIVES = {"tar": ".tar", "webdataset": ".tar", "parquet": ".parquet"}  # suffi
 KAGGLE = ("ILSVRC/Data/CLS-LOC/train", "Data/CLS-LOC/train", "CLS-LOC/train")
 COCO_SPLIT = re.compile(r"(train|val|test|unlabeled)20\d\d")
 AS_FOLDER = "set shards.source.format=folder"
-PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # of a data set
+DATA_SET_PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # of a data set
 
 
 def kind_of_file(folder: Folder, name: str, root: str, settings: SourceSettings) -> str:
@@ -58,7 +58,7 @@ def kind_of_folder(folder: Folder, root: str, settings: SourceSettings) -> str:
             raise InputError(
                 f"{root}: train, val, test images in one; give {root}/{inside}, or {AS_FOLDER} to take all"
             )
-    parts = {PARTS[name.lower()]: name for name in names if name.lower() in PARTS}
+    parts = {DATA_SET_PARTS[name.lower()]: name for name in names if name.lower() in DATA_SET_PARTS}
     if len(parts) > 1:
         which, one = ", ".join(sorted(parts)), parts.get("train", min(parts.values()))
         raise InputError(f"{root}: {which} images in one; give {root}/{one}, or {AS_FOLDER} to take all")

@@ -12,7 +12,14 @@ from pipeline.foundation.errors import InputError
 from pipeline.foundation.folders import Folder, LocalFolder, folder_at, is_url, local_path
 from preprocess.config import SourceSettings
 from preprocess.sources import parquet, tars
-from preprocess.sources.detect_format import ARCHIVES, LIST_SUFFIXES, PARTS, kind_of_file, kind_of_files, kind_of_folder
+from preprocess.sources.detect_format import (
+    ARCHIVES,
+    DATA_SET_PARTS,
+    LIST_SUFFIXES,
+    kind_of_file,
+    kind_of_files,
+    kind_of_folder,
+)
 from preprocess.sources.folders import IMAGE_SUFFIXES, images_below, images_named_in
 from preprocess.sources.listing import Listing
 from preprocess.sources.selection import Selection
@@ -111,7 +118,9 @@ def _archives_of(origin: Origin, kind: str) -> list[str]:
         if not origin.folder.exists():
             raise FileNotFoundError(root)
         raise InputError(f"{root}: no file ends in {suffix}; give a folder of such files")
-    parts = {PARTS[word] for name in names for word in re.split(r"[^a-z]+", name.lower()) if word in PARTS}
+    parts = {
+        DATA_SET_PARTS[word] for name in names for word in re.split(r"[^a-z]+", name.lower()) if word in DATA_SET_PARTS
+    }
     if len(parts) > 1:
         which = ", ".join(sorted(parts))
         raise InputError(f"{root}: files of {which} in one; give a pattern, like {root}/*train*{suffix}")

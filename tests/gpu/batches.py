@@ -23,6 +23,7 @@ BATCH = 16 if DRY else 32
 def checks() -> None:
     with check("batches on the device and on the CPU, host decodes") as c:
         c.update(host_decodes())
+        c["ok"] = max(c["images"], c["views"], c["crop_box"]) < 1e-3 and all(c["channels_last"])
     with check("batches on the device and on the CPU, device decodes (nvJPEG)") as c:
         c.update(device_decodes())
         c["ok"] = c["images_mean"] < 0.03
@@ -32,8 +33,10 @@ def checks() -> None:
             c["mean_diff"], c["ok"] = [round(d, 5) for d in differ], max(differ) < 1e-6
         with check("nvJPEG: grey, progressive, 4:4:4, Adobe RGB, cut short") as c:
             c.update(odd_files())
+            c["ok"] = "NO ERROR" not in str(c)
     with check("batches through the thread and its stream, against one after the other") as c:
         c["max_diff"] = through_the_thread()
+        c["ok"] = c["max_diff"] < 1e-3
 
 
 def in_fp32(**sections: Any) -> PretrainSettings:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.artifacts.manifest import FORMAT_VERSION, Manifest, ShardStats
+from pipeline.artifacts.manifest import MANIFEST_FORMAT_VERSION, Manifest, ShardStats
 
 pytestmark = pytest.mark.processes
 
@@ -35,7 +35,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], *named: str | Path) -
         assert str(name) in lines[0]
 
 
-def manifest(folder: Path, *, samples: int, format_version: int = FORMAT_VERSION) -> Path:
+def manifest(folder: Path, *, samples: int, format_version: int = MANIFEST_FORMAT_VERSION) -> Path:
     """A folder whose manifest claims so many samples in one shard."""
     folder.mkdir()
     stats = ShardStats(name="r2o-000000.tar", samples=samples, bytes=1, sha256="", index_sha256="")
@@ -121,12 +121,12 @@ def test_unknown_key_of_a_file_is_named_with_the_nearest(tmp_path: Path) -> None
 
 def test_shards_that_are_none_or_of_another_format_or_damaged(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
-    other = manifest(tmp_path / "other", samples=5000, format_version=FORMAT_VERSION + 1)
+    other = manifest(tmp_path / "other", samples=5000, format_version=MANIFEST_FORMAT_VERSION + 1)
     damaged = manifest(tmp_path / "damaged", samples=5000)
-    (damaged / "manifest.json").write_text(json.dumps({"format_version": FORMAT_VERSION}))
+    (damaged / "manifest.json").write_text(json.dumps({"format_version": MANIFEST_FORMAT_VERSION}))
     text = manifest(tmp_path / "text", samples=5000)
     (text / "manifest.json").write_text("{")
-    for folder, said in ((tmp_path / "none", "no manifest.json"), (other, f"reads {FORMAT_VERSION}"),
+    for folder, said in ((tmp_path / "none", "no manifest.json"), (other, f"reads {MANIFEST_FORMAT_VERSION}"),
                          (damaged, "damaged"), (text, "cannot be read")):  # fmt: skip
         assert_refused(r2o("pretrain", "--shards", folder, "--run", tmp_path / "r"), folder, said)
         assert_refused(r2o("preview", "--shards", folder, "--out", tmp_path / "x.png"), folder, said)
@@ -196,3 +196,10 @@ def test_workflow_names_a_missing_input_and_an_unfit_plan_before_it_starts(tmp_p
     assert_refused(r2o("run", config, *scenes, "scenes.pretrain_images=5000"), "3 processes", "4096")
     assert_refused(r2o("run", config, *scenes, "scenes.pretrain_images=384"), "384 samples", "4096")
     assert not (tmp_path / "w").exists()
+
+
+def test_a_preview_refuses_settings_that_it_does_not_need(tmp_path: Path) -> None:
+    shards = manifest(tmp_path / "shards", samples=5)
+    for wrong, named in (("nonsense=1", "nonsense"), ("shards.nosuch=1", "shards.nosuch")):
+        done = r2o("preview", "--shards", shards, "--out", tmp_path / "x.png", "--count", 2, "--set", wrong)
+        assert_refused(done, named)

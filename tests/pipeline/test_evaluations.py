@@ -1,17 +1,21 @@
 """One entry in EVALUATIONS is all that a new evaluation needs beside its file and its settings."""
 
+import dataclasses
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from pipeline import cli
-from pipeline.config import load_recipe
+from pipeline.config import WorkflowSettings, load_recipe
 from pipeline.foundation.errors import InputError
 from pipeline.graph import workflow
 from pipeline.launchers import local
 from pipeline.stages import EVALUATIONS, Evaluation, Stage
-from train.config.evals import EvaluationSettings, load_evaluation_settings
+from train.config import evals
+from train.config.evals import EvaluationSettings, all_sections, load_evaluation_settings
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -24,6 +28,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> Evaluation:
         name="x", title="X", module="train.evals.x", settings=EvalXSettings, help="a made-up one", data="X's folder"
     )
     monkeypatch.setitem(EVALUATIONS, "x", entry)
+    monkeypatch.setattr(evals, "EvalXSettings", EvalXSettings, raising=False)
     return entry
 
 
@@ -73,3 +78,20 @@ def test_entries_agree_with_their_settings_and_files() -> None:
         assert evaluation.verb == f"eval-{name}"
         assert f"eval_{name}" == evaluation.settings.SECTION
         assert evaluation.module == f"train.evals.{name}"
+
+
+def test_make_offers_the_evaluations_that_there_are() -> None:
+    files = {path.stem for path in (ROOT / "train" / "evals").glob("*.py")}
+    assert files - {"__init__", "trials"} == set(EVALUATIONS)
+    assert "filter-out __init__ trials," in (ROOT / "Makefile").read_text()
+
+
+def test_sections_of_the_settings_are_those_of_the_table() -> None:
+    sections = [evaluation.settings.SECTION for evaluation in EVALUATIONS.values()]
+    assert all_sections() == ("scenes", "shards", "pretrain", *sections, "workflow")
+
+
+def test_a_name_that_is_taken_makes_no_evaluation(made_up: Evaluation) -> None:
+    for name in (*WorkflowSettings.model_fields, "run", "config", "set", "path", "Voc", "a-b", ""):
+        with pytest.raises(AssertionError):
+            dataclasses.replace(made_up, name=name)

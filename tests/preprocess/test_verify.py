@@ -92,6 +92,7 @@ def png(label_map: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.processes
 def test_whole_shards_are_whole(shards, capsys):
     assert faults(shards, deep=True) == ([], {})
     assert verify.main(["--shards", str(shards), "--workers", "2", "--deep"]) == 0
@@ -193,6 +194,7 @@ def test_repair_makes_the_damaged_shards_again_and_no_other(shards, made, images
     assert sorted(p.name for p in shards.iterdir()) == sorted(before)
 
 
+@pytest.mark.processes
 def test_repair_from_other_images_is_refused(shards, make_folder, tmp_path, capsys):
     (shards / "r2o-000001.tar").unlink()
     other = make_folder(tmp_path / "other", 12)

@@ -47,6 +47,7 @@ r2o verify --shards {bad}/flipped --repair
 r2o verify --shards {bad}/cut
 r2o preview --shards {bad}/empty --out {new}/x.png
 r2o preview --shards {shards} --out {bad}/x.png --count 0
+r2o preview --shards {shards} --out {new}/x.png --count 4 --set nonsense=1
 preprocess.make_shards
 preprocess.make_shards --images {in}/nowhere --shards {new}/s
 preprocess.make_shards --images {in}/photos --shards {new}/s --set shards.count=0

@@ -86,16 +86,18 @@ E = TypeVar("E", bound=EvaluationSettings)
 
 
 def load_evaluation_settings(model: type[E], path: Path | None = None, overrides: Sequence[str] = ()) -> E:
-    """An evaluation's section of a config file. Raises InputError, also for a section that no evaluation has."""
-    known = (*SECTIONS, *evaluation_sections())
-    return load_settings(model, model.SECTION, path, overrides, known)
+    """An evaluation's section of a config file.
+
+    Args:
+        path: the file; None: the defaults.
+        overrides: `section.key=value` strings.
+    Raises:
+        InputError: a mistake in the section, or a section that there is not.
+    """
+    return load_settings(model, model.SECTION, path, overrides, all_sections())
 
 
-def evaluation_sections() -> list[str]:
-    """The section of every evaluation in this file."""
-    found, classes = [], [EvaluationSettings]
-    while classes:
-        one = classes.pop()
-        classes += one.__subclasses__()
-        found += [one.SECTION] if "SECTION" in vars(one) else []
-    return sorted(found)
+def all_sections() -> tuple[str, ...]:
+    """Every section that a config file may have, those of the evaluations of this file among them."""
+    kinds = [one for one in globals().values() if isinstance(one, type) and issubclass(one, EvaluationSettings)]
+    return (*SECTIONS[:-1], *(one.SECTION for one in kinds if "SECTION" in vars(one)), *SECTIONS[-1:])

@@ -1,4 +1,4 @@
-"""Ranks and what they exchange; the only file that knows torch.distributed."""
+"""The process group of a job: how ranks meet, and what is said when one is lost."""
 
 from __future__ import annotations
 
@@ -48,6 +48,8 @@ def world_from_environment(*, timeout_minutes: float = 10.0) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, device)
         return
+    if "RANK" not in os.environ:
+        raise InputError(f"WORLD_SIZE is {size}, but RANK is not set; start the ranks with torchrun or srun")
     rank, cuda, timeout = this_rank(), device.type == "cuda", timedelta(minutes=timeout_minutes)
     try:
         dist.init_process_group(

@@ -24,7 +24,7 @@ from pipeline.foundation.files import atomic_writer, is_temporary
 from train.distributed.collectives import copy_from_main, from_main
 from train.engine.build import Training, unwrapped
 
-FORMAT_VERSION = 1
+CHECKPOINT_FORMAT_VERSION = 1
 MILESTONE = "-milestone"
 
 
@@ -55,7 +55,7 @@ class Checkpoints:
         if self.failed():
             return
         state = {
-            "format_version": FORMAT_VERSION,
+            "format_version": CHECKPOINT_FORMAT_VERSION,
             "fingerprint": self._fingerprint,
             "step": step,
             "seed": training.settings.seed,
@@ -190,8 +190,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # zipfile and torch raise many kinds for a damaged file
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
         raise DamagedError(f"checkpoint {path} is damaged ({why})") from error
-    if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
-        raise DamagedError(f"checkpoint {path} is damaged, or of another format than {FORMAT_VERSION}")
+    if not isinstance(state, dict) or state.get("format_version") != CHECKPOINT_FORMAT_VERSION:
+        raise DamagedError(f"checkpoint {path} is damaged, or of another format than {CHECKPOINT_FORMAT_VERSION}")
     return state
 
 

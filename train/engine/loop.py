@@ -14,6 +14,7 @@ from pipeline.artifacts.run_files import BACKBONE_NAME, SKIPPED_NAME, not_finite
 from pipeline.foundation.errors import AgreedError, InputError
 from pipeline.foundation.files import write_atomic
 from pipeline.foundation.progress import Progress, say
+from train.config.batches import run_target_ema
 from train.data.device import LocalBatch, device_batches
 from train.data.loader import host_batches
 from train.data.shards.open import max_superpixels
@@ -25,7 +26,7 @@ from train.distributed.replicas import distribute
 from train.distributed.world import World
 from train.engine.build import Training, build_training, compile_backbones, unwrapped
 from train.engine.checkpoint import Checkpoints, resume
-from train.engine.job import Job, _say_what_starts
+from train.engine.job import Job
 from train.engine.step import NotFiniteError, StepFigures, train_step
 from train.models.backbone_file import save_backbone
 from train.run.clock import StepClock
@@ -64,6 +65,29 @@ def pretrain(job: Job, world: World, request: StopRequest) -> int:
             compile_backbones(unwrapped(training.model))
         training = replace(training, model=distribute(training.model, world))
         return _Loop(job, training, request).train(first_step)
+
+
+def _say_what_starts(job: Job, first_step: int) -> None:
+    plan, run = job.plan, job.settings.run
+    lines = [job.reading, *(f"going on without: {problem}" for problem in job.problems)]
+    if job.init is not None:
+        absent = f", but for {', '.join(job.init.absent)}, which it does not have" if job.init.absent else ""
+        lines.append(f"the backbone begins with {job.folder.init}, read as {job.init.format}{absent}")
+    if plan.accumulation > 1:
+        lines.append(
+            f"WARNING: {plan.accumulation} passes a step: batch norm sees {plan.local_batch_size * plan.num_ranks} "
+            f"images at a time, not the global batch of {plan.global_batch_size}"
+        )
+    if run.on_other_batch == "scale":
+        lines.append(
+            f"global batch {plan.global_batch_size}: peak learning rate {job.settings.peak_lr:g}, "
+            f"target_ema {run_target_ema(job.settings, 0, plan):.5f} at the start"
+        )
+    if first_step:
+        epoch, position = divmod(first_step, plan.steps_per_epoch)
+        lines.append(f"going on after step {first_step} (epoch {epoch}, {position} steps in)")
+    for line in lines:
+        say(f"pretrain: {line}")
 
 
 class _Loop:

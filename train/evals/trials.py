@@ -108,7 +108,8 @@ class TrialSet:
     def _finished(self, trial: Trial) -> dict[str, Any] | None:
         """What `_store` left, if it is whole and of the same fingerprint."""
         stored, picture = read_stored(self._path(trial)), self._picture_path(trial)
-        if stored.get("fingerprint") != self.fingerprint_of(trial) or not picture.is_file():
+        is_ours = stored.get("format_version") == TRIAL_FORMAT_VERSION
+        if not is_ours or stored["fingerprint"] != self.fingerprint_of(trial) or not picture.is_file():
             return None
         if stored["predictions_sha256"] != sha256_of(picture):
             return None
@@ -129,9 +130,9 @@ def remove_outdated(path: Path, identity: str) -> None:
 
 
 def read_stored(path: Path) -> dict[str, Any]:
-    """A stored JSON object; empty where there is none or it is not one of ours, which means: make it again."""
+    """A stored JSON object; empty where there is none, or what is there is none."""
     try:
         loaded = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
-    return loaded if isinstance(loaded, dict) and loaded.get("format_version") == TRIAL_FORMAT_VERSION else {}
+    return loaded if isinstance(loaded, dict) else {}

@@ -18,8 +18,8 @@ from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import write_atomic
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, image_size_of, make_backbone
 
-FORMAT = "r2o.backbone"
-FORMAT_VERSION = 1
+BACKBONE_FORMAT = "r2o.backbone"
+BACKBONE_FORMAT_VERSION = 1
 _MEMBERS = ("format", "format_version", "backbone", "mean", "std", "fingerprint", "state_dict")
 
 
@@ -58,9 +58,10 @@ def save_backbone(
         mean, std: of RGB in [0, 1], as it was trained.
     """
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in backbone.state_dict().items()}
-    problem = _mismatch(name, weights)
+    problem = mismatch(name, weights)
     assert problem is None, problem
-    values = (FORMAT, FORMAT_VERSION, name, [float(m) for m in mean], [float(s) for s in std], fingerprint, weights)
+    head = (BACKBONE_FORMAT, BACKBONE_FORMAT_VERSION, name, [float(m) for m in mean], [float(s) for s in std])
+    values = (*head, fingerprint, weights)
     buffer = io.BytesIO()
     torch.save(dict(zip(_MEMBERS, values, strict=True)), buffer)
     write_atomic(path, buffer.getvalue())
@@ -102,10 +103,10 @@ def load_run_backbone(run: Path) -> ExportedBackbone:
 
 
 def _problem(loaded: Any) -> str | None:
-    if not isinstance(loaded, dict) or loaded.get("format") != FORMAT:
+    if not isinstance(loaded, dict) or loaded.get("format") != BACKBONE_FORMAT:
         return "not a backbone that r2o wrote"
-    if loaded.get("format_version") != FORMAT_VERSION:
-        return f"format version {loaded.get('format_version')!r}, but this r2o reads {FORMAT_VERSION}"
+    if loaded.get("format_version") != BACKBONE_FORMAT_VERSION:
+        return f"format version {loaded.get('format_version')!r}, but this r2o reads {BACKBONE_FORMAT_VERSION}"
     if set(loaded) != set(_MEMBERS):
         return f"damaged: its members are {', '.join(map(str, loaded))}"
     if not isinstance(loaded["backbone"], str) or not isinstance(loaded["fingerprint"], str):
@@ -114,7 +115,7 @@ def _problem(loaded: Any) -> str | None:
         return "damaged: mean and std must be three finite numbers each, std above 0"
     if not isinstance(loaded["state_dict"], dict):
         return "damaged: state_dict is no dict"
-    return _mismatch(loaded["backbone"], loaded["state_dict"])
+    return mismatch(loaded["backbone"], loaded["state_dict"])
 
 
 def _three_numbers(values: object) -> bool:
@@ -123,7 +124,7 @@ def _three_numbers(values: object) -> bool:
     return all(isinstance(v, float) and math.isfinite(v) for v in values)
 
 
-def _mismatch(name: str, weights: Mapping[str, Any]) -> str | None:
+def mismatch(name: str, weights: Mapping[str, Any]) -> str | None:
     """The first way in which `weights` are not those of backbone `name`, or None."""
     try:
         with torch.device("meta"):

@@ -20,7 +20,7 @@ import torchvision
 
 from pipeline.artifacts.fingerprint import differences, fingerprint
 from pipeline.artifacts.manifest import Manifest
-from pipeline.artifacts.run_files import CONFIG_NAME, LOCK_NAME, RECORD_NAME
+from pipeline.artifacts.run_files import CONFIG_NAME, RECORD_NAME, RUN_LOCK_NAME
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import sha256_of, write_atomic
 from pipeline.foundation.locks import only_holder
@@ -74,7 +74,7 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         busy = f"another process trains in {self.path}; wait for it, stop it, or choose another RUN"
-        held.enter_context(only_holder(self.path / LOCK_NAME, otherwise=busy))
+        held.enter_context(only_holder(self.path / RUN_LOCK_NAME, otherwise=busy))
         return ""
 
     def note_start(self, plan: BatchPlan, device: torch.device, *, step: int) -> str:

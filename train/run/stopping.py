@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from pipeline.foundation.exit_codes import EXIT_INTERRUPTED, EXIT_REQUEUE
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+from pipeline.foundation.signals import STOP_SIGNALS
 
 
 class StoppedError(Exception):
@@ -40,7 +39,7 @@ class StopRequest:
 def stop_request() -> Iterator[StopRequest]:
     """Note SIGTERM, SIGUSR1, SIGHUP and Ctrl-C instead of ending of them; what the parent ignores stays ignored."""
     request = StopRequest()
-    former = {s: signal.signal(s, request.take) for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN}
+    former = {s: signal.signal(s, request.take) for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN}
     try:
         yield request
     finally:

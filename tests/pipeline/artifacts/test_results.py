@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.artifacts.results import Results, Spread, encode_results
+from pipeline.foundation.errors import InputError
 
 MEMBERS: dict[str, Any] = {
     "format_version": 1,
@@ -46,10 +47,17 @@ def test_numbers_that_json_does_not_know_are_refused() -> None:
         encode_results({**MEMBERS, "protocol": {"lr": float("nan")}})
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"", b"{", b"[]", b"{}", json.dumps({**MEMBERS, "format_version": 2}).encode()]
-)
-def test_what_is_no_result_of_this_format_is_none(tmp_path: Path, content: bytes | None) -> None:
-    if content is not None:
-        (tmp_path / "results.json").write_bytes(content)
+OF_ANOTHER_FORMAT = json.dumps({**MEMBERS, "format_version": 2}).encode()
+
+
+def test_where_there_is_nothing_there_are_no_results(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     assert Results.read(tmp_path / "results.json") is None
+    assert Results.read(tmp_path / "file" / "results.json") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", OF_ANOTHER_FORMAT])
+def test_what_is_no_result_of_this_format_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"results\.json: no results that this r2o reads; run the evaluation again"):
+        Results.read(tmp_path / "results.json")

@@ -43,8 +43,8 @@ HEAVY = ("resnet50", "resnet101", "resnet152", "vit_b_16", "vit")  # a second or
 
 
 def lighter_first(names: Iterable[str]) -> list[Any]:
-    """Parameters of a test, of which the heavy ones are slow."""
-    return [pytest.param(name, marks=pytest.mark.slow) if name in HEAVY else name for name in names]
+    """Parameters of a test, of which the heavy ones are long."""
+    return [pytest.param(name, marks=pytest.mark.long) if name in HEAVY else name for name in names]
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -33,3 +33,15 @@ def test_our_own_bugs_are_not_hidden() -> None:
 
     with pytest.raises(ValueError, match="a bug"):
         exit_code_of(main)
+
+
+@pytest.mark.parametrize("rank", ["", "x"])
+def test_a_rank_that_is_no_number_hides_no_error(
+    rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> int:
+        raise InputError("a mistake")
+
+    monkeypatch.setenv("RANK", rank)
+    assert exit_code_of(fails) == 2
+    assert capsys.readouterr().err == "r2o: error: a mistake\n"

@@ -13,7 +13,7 @@ import shutil
 import signal
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -22,9 +22,11 @@ import pytest
 
 from pipeline.artifacts.manifest import MANIFEST_NAME
 from preprocess.config import ShardSettings
+from preprocess.shards import ray_driver
 from preprocess.shards.job import ShardJob
-from preprocess.shards.make_one import make_shard
+from preprocess.shards.make_one import ShardResult, make_shard
 from preprocess.shards.plan import Plan
+from preprocess.shards.ray_driver import make_missing
 from preprocess.sources.list_images import list_images
 
 OPERATIONS = ("replace", "unlink", "rmdir", "mkdir", "fsync", "remove")  # of `os`
@@ -91,8 +93,20 @@ SCENARIOS = {
 }
 
 
+def in_this_process(job: ShardJob, pending: Sequence[int], environment: object) -> Iterator[ShardResult]:
+    """In place of Ray: the tasks one after the other."""
+    return (make_shard(job.plan.task(number), folder=job.folder) for number in pending)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_driver, "_results", in_this_process)
+        yield
+
+
 def work(images: Path, folder: Path, command: Command) -> None:
-    """What the driver does, without Ray."""
+    """The driver itself, whose tasks run in this process."""
     settings = ShardSettings.model_validate(
         {
             "images_per_shard": command.per_shard,
@@ -101,17 +115,7 @@ def work(images: Path, folder: Path, command: Command) -> None:
         }
     )
     with list_images(images) as listing:
-        job = ShardJob(folder, Plan(listing, settings))
-        job.load(overwrite=command.overwrite)
-        if job.manifest is not None and not job.is_begun and not job.pending():
-            job.mark_limit()
-            return
-        with job.lock():
-            job.load(overwrite=command.overwrite)
-            job.begin(overwrite=command.overwrite)
-            for number in job.pending():
-                job.record(make_shard(job.plan.task(number), folder=job.folder))
-            job.finish()
+        make_missing(Plan(listing, settings), str(folder), images=str(images), overwrite=command.overwrite)
 
 
 class CrashPoint(NamedTuple):

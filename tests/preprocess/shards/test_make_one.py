@@ -17,7 +17,7 @@ from pipeline.artifacts.manifest import ShardIndex
 from pipeline.foundation.files import sha256_of
 from pipeline.foundation.folders import folder_at
 from preprocess.config import ShardSettings
-from preprocess.shards import make_one as shard_task
+from preprocess.shards import make_one
 from preprocess.shards.make_one import make_shard
 from preprocess.shards.plan import Plan
 from preprocess.shards.superpixels import label_maps_of
@@ -203,7 +203,7 @@ def test_a_failure_leaves_nothing_behind(photos, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         return label_maps_of(*args, **kwargs)
 
-    monkeypatch.setattr(shard_task, "label_maps_of", fail_late)
+    monkeypatch.setattr(make_one, "label_maps_of", fail_late)
     with pytest.raises(OSError, match="No space left"):
         shard_of(photos, tmp_path / "shards")
     assert list((tmp_path / "shards").iterdir()) == []
@@ -215,4 +215,4 @@ def test_a_failure_leaves_nothing_behind(photos, tmp_path, monkeypatch):
 def test_a_header_is_tarfiles_own(name, size):
     info = tarfile.TarInfo(name)
     info.size = size
-    assert shard_task._header(name.encode(), size) == info.tobuf(tarfile.USTAR_FORMAT)
+    assert make_one._header(name.encode(), size) == info.tobuf(tarfile.USTAR_FORMAT)

@@ -34,7 +34,7 @@ def filled(sources: Iterable[Source], *, kind: Kind = "ranges") -> Listing:
     return listing
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_200_thousand_records_by_number_and_in_order():
     sources = made_up(200_000)
     with filled(sources) as listing:

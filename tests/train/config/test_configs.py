@@ -256,6 +256,16 @@ SMALL = (
 @pytest.mark.parametrize("name", TABLE)
 def test_every_configuration_takes_a_step(name: str, mapped_shards: Path) -> None:
     """The first step and one of the last epoch, on real shards, with a small backbone of the same kind."""
+    takes_steps(name, mapped_shards)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["imagenet1k_r50_paper", "imagenet1k_r50_authors_release"])
+def test_the_recipes_take_a_step_with_a_whole_resnet18(name: str, mapped_shards: Path) -> None:
+    takes_steps(name, mapped_shards)
+
+
+def takes_steps(name: str, mapped_shards: Path) -> None:
     backbone = "vit_s_16" if "vit" in settings_of(name).model.backbone else "resnet18"
     settings = settings_of(name, *(f"pretrain.{one}" for one in (*SMALL, f"model.backbone={backbone}")))
     manifest, world = Manifest.read(mapped_shards), World(0, 1, torch.device("cpu"))

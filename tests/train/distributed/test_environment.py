@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.foundation.errors import InputError
 from train.distributed.environment import adopt_ranks, local_gpu, node_ranks
+from train.distributed.world import world_from_environment
 
 SRUN = {
     "SLURM_PROCID": "13", "SLURM_LOCALID": "5", "SLURM_NODEID": "1", "SLURM_STEP_NUM_TASKS": "28",
@@ -56,3 +57,9 @@ def test_srun_shows_each_task_its_own_gpu_or_all_of_them(monkeypatch: pytest.Mon
     assert local_gpu(1) == 0
     adopted(monkeypatch, RANK="5", WORLD_SIZE="8", LOCAL_RANK="5", LOCAL_WORLD_SIZE="8")
     assert local_gpu(1) == 5  # too many processes for one GPU: whoever asks finds that out
+
+
+def test_a_world_without_ranks_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    adopted(monkeypatch, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+    with pytest.raises(InputError, match="WORLD_SIZE is 2, but RANK is not set"), world_from_environment():
+        pass

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
-from pipeline.foundation.pictures import resize_labels
-from train.evals.segmentation.metrics import VOID
+from pipeline.foundation.pictures import VOID, resize_labels
 
 
 def best_overlaps(

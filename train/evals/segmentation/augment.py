@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.foundation.pictures import VOID
 from train.config.evals import SegmentationSettings
-from train.evals.segmentation.metrics import VOID
 
 MAX_DRAWS = 10  # of a crop window, until no class exceeds max_class_share (MMSegmentation)
 

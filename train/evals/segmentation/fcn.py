@@ -1,6 +1,6 @@
 """The segmentation network of A.2: a ResNet with dilated C5, an FCN head on it and an auxiliary one on C4.
 
-Every default that the paper leaves to MMSegmentation is a setting (`train.config.pretrain.SegmentationSettings`).
+Every default that the paper leaves to MMSegmentation is a setting (`train.config.evals.SegmentationSettings`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.foundation.pictures import VOID
 from train.config.evals import SegmentationSettings
-from train.evals.segmentation.metrics import VOID
 from train.models.backbone import Backbone
 
 STRIDE = 16  # of C4, and of the dilated C5

@@ -12,8 +12,7 @@ from jaxtyping import Float64, Int64, Integer
 from torch import Tensor
 
 from pipeline.foundation.errors import InputError
-
-VOID = 255  # label of pixels that are never counted
+from pipeline.foundation.pictures import VOID
 
 
 def confusion_matrix(

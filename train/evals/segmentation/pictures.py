@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from pipeline.foundation.pictures import resize_labels, sheet, voc_palette
+from pipeline.foundation.pictures import VOID, resize_labels, sheet, voc_palette
 from train.evals.segmentation.augment import LabelledImage
-from train.evals.segmentation.metrics import VOID
 
 TILE = 192  # pixels
 

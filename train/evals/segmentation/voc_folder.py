@@ -17,8 +17,8 @@ from PIL import Image
 
 from pipeline.artifacts.sample import decode_jpeg
 from pipeline.foundation.errors import InputError
+from pipeline.foundation.pictures import VOID
 from train.evals.segmentation.augment import LabelledImage
-from train.evals.segmentation.metrics import VOID
 
 IMAGE_FOLDER, MASK_FOLDER, LIST_FOLDER = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
 CLASSES_NAME = "classes.txt"

@@ -15,14 +15,14 @@ import pytest
 
 from pipeline.artifacts.manifest import Manifest, ShardIndex
 from pipeline.foundation.errors import InputError
-from train.data.shards import files as shard_files
+from train.data.shards import files as files_module
 from train.data.shards.files import ShardFiles
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("R2O_CACHE", str(tmp_path / "marks"))
-    monkeypatch.setattr(shard_files, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(files_module, "FIRST_PAUSE", 0.001)
     return tmp_path / "marks"
 
 
@@ -57,8 +57,8 @@ def flip_a_byte(path: Path) -> None:
 
 def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
     calls: list[object] = []
-    original: Callable[..., object] = getattr(shard_files, name)
-    monkeypatch.setattr(shard_files, name, lambda *a: calls.append(a) or original(*a))
+    original: Callable[..., object] = getattr(files_module, name)
+    monkeypatch.setattr(files_module, name, lambda *a: calls.append(a) or original(*a))
     return calls
 
 
@@ -150,7 +150,7 @@ def test_reads_are_retried_and_a_missing_file_is_not(
         return original(self, name, offset, size)
 
     monkeypatch.setattr(RemoteFolder, "read_range", unreliable)
-    monkeypatch.setattr(shard_files, "CHUNK", 10_000)
+    monkeypatch.setattr(files_module, "CHUNK", 10_000)
     files = files_of(remote, cache=tmp_path / "disk")
     assert hashlib.sha256(whole(files, 0)).hexdigest() == files.manifest.shards[0].sha256
     with pytest.raises(InputError, match=r"r2o-000001.tar cannot be read, tried 2 times: slow down"):
@@ -165,8 +165,8 @@ PROGRAM = """
 import sys, time
 from pipeline.artifacts.manifest import Manifest
 from pipeline.foundation.folders import LocalFolder
-from train.data.shards import files as shard_files
-shard_files.CHUNK = 20_000
+from train.data.shards import files as files_module
+files_module.CHUNK = 20_000
 original = LocalFolder.read_range
 def slow(self, name, offset, size):
     print(offset, flush=True)
@@ -174,7 +174,7 @@ def slow(self, name, offset, size):
     return original(self, name, offset, size)
 LocalFolder.read_range = slow
 from pathlib import Path
-files = shard_files.ShardFiles(sys.argv[1], Manifest.read(sys.argv[1]), cache=Path(sys.argv[2]))
+files = files_module.ShardFiles(sys.argv[1], Manifest.read(sys.argv[1]), cache=Path(sys.argv[2]))
 files.read(0, 0, 10)
 """
 

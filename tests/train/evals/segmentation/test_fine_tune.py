@@ -88,7 +88,7 @@ def test_every_epoch_is_a_permutation_and_seeds_differ() -> None:
     assert order != [sample_at(p, num_samples=7, seed=4) for p in range(28)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_learns_and_short_side_is_scored_at_the_original_size() -> None:
     model, curve = tuned(TINY)
     assert [point.iteration for point in curve] == [10, 20, 30, 40]
