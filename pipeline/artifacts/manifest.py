@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.artifacts.label_maps import MAIN_MAP
+from pipeline.artifacts.names import MapName, Sha256, ShardName, first_problem
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.folders import Folder, folder_at
 
@@ -29,11 +30,11 @@ class _Record(BaseModel):
 class ShardStats(_Record):
     """One shard of a set: `bytes` and hex `sha256` of its tar, hex `index_sha256` of its index."""
 
-    name: str
+    name: ShardName
     samples: int
     bytes: int
-    sha256: str
-    index_sha256: str
+    sha256: Sha256
+    index_sha256: Sha256
 
     @property
     def index_name(self) -> str:
@@ -101,17 +102,17 @@ class Manifest(_Record):
     format_version: int = MANIFEST_FORMAT_VERSION
     settings: dict[str, Any]
     versions: dict[str, str]
-    fingerprint: str
+    fingerprint: Sha256
     listed: int
     stored: int
     quarantined: int
     ignored: int
     superpixel_size: int
     max_superpixels: int
-    maps: dict[str, MapStats] = {}
+    maps: dict[MapName, MapStats] = {}
     over_limit: bool = False
     classes: tuple[str, ...] = ()
-    quarantine_sha256: str
+    quarantine_sha256: Sha256
     shards: tuple[ShardStats, ...]
 
     def map_stats(self, name: str) -> MapStats:
@@ -154,8 +155,8 @@ class Manifest(_Record):
             )
         try:
             manifest = cls.model_validate(loaded)
-        except ValidationError:
-            raise InputError(f"{path} is damaged; run `make shards` again") from None
+        except ValidationError as error:
+            raise InputError(f"{path} is damaged ({first_problem(error)}); run `make shards` again") from None
         if manifest.stored != sum(shard.samples for shard in manifest.shards):
             raise InputError(f"{path} is damaged: stored is not the sum over its shards; run `make shards` again")
         return manifest

@@ -27,6 +27,7 @@ from pipeline.artifacts.manifest import (
     ShardStats,
     encode_quarantine,
 )
+from pipeline.artifacts.names import Sha256
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import is_temporary
 from pipeline.foundation.folders import Folder, folder_at
@@ -45,7 +46,7 @@ class _JobRecord(BaseModel):
 
     settings: dict[str, Any]
     versions: dict[str, str]
-    fingerprint: str
+    fingerprint: Sha256
     listed: int
 
 
@@ -166,6 +167,7 @@ class ShardJob:
         assert self.manifest is not None
         over = self.manifest.quarantined > self.plan.settings.max_bad_fraction * self.manifest.listed
         if over != self.manifest.over_limit:
+            self._remove_temporaries()  # of one that was killed at this very place
             self.manifest = self.manifest.model_copy(update={"over_limit": over})
             self.folder.write(MANIFEST_NAME, self.manifest.encode())
         return self.manifest

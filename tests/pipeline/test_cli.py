@@ -38,10 +38,10 @@ def assert_refused(done: subprocess.CompletedProcess[str], *named: str | Path) -
 def manifest(folder: Path, *, samples: int, format_version: int = MANIFEST_FORMAT_VERSION) -> Path:
     """A folder whose manifest claims so many samples in one shard."""
     folder.mkdir()
-    stats = ShardStats(name="r2o-000000.tar", samples=samples, bytes=1, sha256="", index_sha256="")
+    stats = ShardStats(name="r2o-000000.tar", samples=samples, bytes=1, sha256="0" * 64, index_sha256="0" * 64)
     whole = Manifest(
-        format_version=format_version, settings={}, versions={}, fingerprint="f", listed=samples, stored=samples,
-        quarantined=0, ignored=0, superpixel_size=224, max_superpixels=100, quarantine_sha256="", shards=(stats,),
+        format_version=format_version, settings={}, versions={}, fingerprint="f" * 64, listed=samples, stored=samples,
+        quarantined=0, ignored=0, superpixel_size=224, max_superpixels=100, quarantine_sha256="0" * 64, shards=(stats,),
     )  # fmt: skip
     (folder / "manifest.json").write_bytes(whole.encode())
     return folder

@@ -1,5 +1,6 @@
 """Small real shards, made by the shard task itself (without Ray), for every test of the trainer."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,8 @@ def write_shards(images: Path, folder: Path, settings: ShardSettings) -> Manifes
     folder.mkdir(parents=True, exist_ok=True)
     results = [make_shard(task, folder=folder_at(folder)) for task in plan.tasks()]
     stored = sum(r.stats.samples for r in results)
-    write_atomic(folder / QUARANTINE_NAME, encode_quarantine([]))
+    quarantine = encode_quarantine([])
+    write_atomic(folder / QUARANTINE_NAME, quarantine)
     manifest = Manifest(
         settings=settings.content(),
         versions=plan.versions,
@@ -51,7 +53,7 @@ def write_shards(images: Path, folder: Path, settings: ShardSettings) -> Manifes
             for name, made in settings.maps.items()
         },
         classes=plan.listing.classes,
-        quarantine_sha256="",
+        quarantine_sha256=hashlib.sha256(quarantine).hexdigest(),
         shards=tuple(r.stats for r in results),
     )
     write_atomic(folder / MANIFEST_NAME, manifest.encode())

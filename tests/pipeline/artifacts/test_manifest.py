@@ -19,11 +19,11 @@ from pipeline.foundation.errors import InputError
 
 @pytest.fixture
 def manifest() -> Manifest:
-    shard = ShardStats(name="r2o-000000.tar", samples=3, bytes=10240, sha256="ab", index_sha256="cd")
+    shard = ShardStats(name="r2o-000000.tar", samples=3, bytes=10240, sha256="ab" * 32, index_sha256="cd" * 32)
     return Manifest(
         settings={"seed": 0},
         versions={"numpy": "2"},
-        fingerprint="ef",
+        fingerprint="ef" * 32,
         listed=4,
         stored=3,
         quarantined=1,
@@ -31,7 +31,7 @@ def manifest() -> Manifest:
         superpixel_size=224,
         max_superpixels=100,
         classes=("é",),
-        quarantine_sha256="00",
+        quarantine_sha256="00" * 32,
         shards=(shard,),
     )
 
@@ -107,3 +107,47 @@ def test_records_are_frozen_and_closed(manifest):
         manifest.stored = 4
     with pytest.raises(ValidationError, match="extra"):
         QuarantineEntry(source="a", reason="b", when="c")
+
+
+PATHS = [
+    "../r2o-000000.tar",
+    "/etc/r2o-000000.tar",
+    "a/r2o-000000.tar",
+    "..",
+    "",
+    ".",
+    "r2o-000000.tar\n",
+    "r2o-000000.tar/",
+]
+PATHS += ["\0-000000.tar", ".r2o-000000.tar", "r2o-000000.TAR", "r2o.tar", "r2o-١٢٣٤٥٦.tar", "x" * 300 + "-000000.tar"]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_shard_s_name_is_never_a_path(manifest, tmp_path, name):
+    content = json.loads(manifest.encode())
+    content["shards"][0]["name"] = name
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"manifest\.json is damaged \(shards\.0\.name: ") as caught:
+        Manifest.read(tmp_path)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["../../victim", "/victim", "", "f" * 63, "F" * 64, "f" * 64 + "\n", "f" * 65, None, 5]
+)
+@pytest.mark.parametrize("where", ["fingerprint", "quarantine_sha256", "sha256", "index_sha256"])
+def test_fingerprints_and_digests_are_64_hex_digits(manifest, tmp_path, where, value):
+    content = json.loads(manifest.encode())
+    (content if where in content else content["shards"][0])[where] = value
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"damaged \((shards\.0\.)?{where}: "):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "A", "x.y", "x\n"])
+def test_a_map_s_name_is_part_of_a_member_s_name(manifest, tmp_path, name):
+    content = {**json.loads(manifest.encode()), "maps": {name: {"size": 8, "max_superpixels": 4}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="is damaged"):
+        Manifest.read(tmp_path)

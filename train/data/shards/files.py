@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import random
-import re
 import threading
 import time
 from collections import OrderedDict
@@ -28,7 +27,6 @@ INDEXES = 128
 CHUNK = 8 * 2**20  # bytes of one request
 FIRST_PAUSE = 0.1  # seconds before the first retry; doubled for each further one
 FETCHERS = 4  # threads a process
-SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tar")
 T = TypeVar("T")
 
 
@@ -65,9 +63,6 @@ class ShardFiles:
         self.is_cached = cache is not None or not isinstance(self._folder, LocalFolder)
         self.cache = (cache or default_cache()) / manifest.fingerprint[:16]
         self.cache_bytes, self.verify, self.retries = cache_bytes, verify, retries
-        for shard in manifest.shards:
-            if not SHARD_NAME.fullmatch(shard.name):
-                raise InputError(f"{self.place}: {shard.name!r} is no name of a shard; run `make shards` again")
         self._forget()
 
     def _forget(self) -> None:

@@ -1,6 +1,7 @@
 """Where shards come from: verified before use, copied whole or not at all, within bounds, and never as programs."""
 
 import hashlib
+import json
 import os
 import pickle
 import shutil
@@ -215,11 +216,24 @@ def test_shards_are_made_ready_ahead(remote: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x.tar", "a/b.tar", "pipe:cat x.tar", "/etc/passwd", ".hidden.tar", "x.tar\n"])
-def test_a_name_is_never_a_path_or_a_program(shards: Path, name: str) -> None:
-    manifest = Manifest.read(shards)
-    first = manifest.shards[0].model_copy(update={"name": name})
-    with pytest.raises(InputError, match="is no name of a shard"):
-        ShardFiles(shards, manifest.model_copy(update={"shards": (first, *manifest.shards[1:])}))
+def test_a_name_is_never_a_path_or_a_program(shards: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(shards, tmp_path / "shards"))
+    content = json.loads((folder / "manifest.json").read_bytes())
+    content["shards"][0]["name"] = name
+    (folder / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"manifest\.json is damaged \(shards\.0\.name: "):
+        Manifest.read(folder)
+
+
+def test_a_fingerprint_is_never_the_cache_of_somebody_else(shards: Path, tmp_path: Path) -> None:
+    """The cache's folder is called after the fingerprint, and what is in it gives way."""
+    folder = Path(shutil.copytree(shards, tmp_path / "shards"))
+    victim = tmp_path / "victim"
+    content = json.loads((folder / "manifest.json").read_bytes())
+    for given in (str(victim), "../victim", "../../" + "victim"):
+        (folder / "manifest.json").write_text(json.dumps({**content, "fingerprint": given}))
+        with pytest.raises(InputError, match=r"manifest\.json is damaged \(fingerprint: "):
+            Manifest.read(folder)
 
 
 def with_index(folder: Path, index: ShardIndex) -> Manifest:

@@ -1,0 +1,21 @@
+"""Names and digests that are read from files. Each is checked where its file is read, so that none is ever a path."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+SHOWN = 60  # characters of a wrong value
+
+ShardName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,199}-[0-9]{6,12}\.tar$")]
+MapName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,100}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of a file, or a fingerprint
+
+
+def first_problem(error: ValidationError) -> str:
+    """Which member of a file is wrong, and how, in a few words; the value is shown cut short."""
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(map(str, problem["loc"])) or "the whole"
+    shown = repr(problem["input"])
+    return f"{where}: {problem['msg']}, given {shown if len(shown) <= SHOWN else f'{shown[:SHOWN]}…'}"
