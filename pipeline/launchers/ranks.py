@@ -67,6 +67,7 @@ class _Ranks:
             codes = [process.poll() for process in self.processes]
             failed = [(rank, code) for rank, code in enumerate(codes) if code is not None and code not in TOGETHER]
             if failed:
+                self.kill()  # first, so that nothing is said after the cause
                 return self._report(*failed[0])
             if None not in codes:
                 return max(code for code in codes if code is not None)

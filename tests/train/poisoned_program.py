@@ -9,6 +9,7 @@ import torch
 from pipeline.foundation.errors import exit_code_of
 from train import pretrain
 from train.data.device import LocalBatch, device_batches
+from train.engine import loop
 
 
 def poisoned(*arguments) -> Iterator[LocalBatch]:
@@ -19,5 +20,5 @@ def poisoned(*arguments) -> Iterator[LocalBatch]:
 
 
 if __name__ == "__main__":
-    pretrain.device_batches = poisoned
+    loop.device_batches = poisoned
     sys.exit(exit_code_of(pretrain.main))

@@ -239,7 +239,14 @@ def test_a_card_shows_the_scores_of_these_very_weights_only(copied: Path, tmp_pa
     (copied / "eval-voc").mkdir()
     shown = {}
     for of in (identity, "another"):
-        results = {"backbone": {"name": "resnet18", "run_fingerprint": of}, "inits": {"run": score}}
+        results = {
+            "format_version": 1,
+            "fingerprint": "f",
+            "protocol": {},
+            "backbone": {"name": "resnet18", "run_fingerprint": of},
+            "versions": {},
+            "inits": {"run": score},
+        }
         (copied / "eval-voc" / "results.json").write_text(json.dumps(results))
         for checkpoint in (None, checkpoints(copied)[0]):
             export(copied, tmp_path / "w.pth", format="timm", checkpoint=checkpoint)
