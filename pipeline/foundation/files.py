@@ -1,14 +1,18 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and never links to elsewhere."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from pipeline.foundation.errors import InputError
 
 
 @contextmanager
@@ -22,6 +26,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
             os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -31,6 +36,57 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write `data` (text as UTF-8) to `path` so that a reader sees all of it or the former file."""
     with atomic_writer(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk, so that a rename outlives a power cut. Nothing where that cannot be."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # a file system that has no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def refuse_link(path: Path) -> None:
+    """Raises InputError where `path` is a link: what r2o keeps lies where its name says. A missing one is none."""
+    if path.is_symlink():
+        raise InputError(f"{path}: a link, and r2o follows none there; put the file or folder itself there")
+
+
+def open_own(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
+    """`os.open` of a plain file that r2o keeps; its descriptor, closed in programs that are started.
+
+    Raises:
+        InputError: it is a link, a pipe or a device. OSError: as `os.open`.
+    """
+    try:
+        # Without O_NONBLOCK a pipe would be waited for; of a plain file it changes nothing.
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):
+            refuse_link(path)
+        if error.errno == errno.ENXIO:
+            raise _no_plain_file(path) from None
+        raise
+    if stat.S_ISREG(kind := os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise _no_plain_file(path)
+
+
+def read_own(path: Path) -> bytes:
+    """All bytes of a plain file that r2o keeps. Raises as `open_own`."""
+    with os.fdopen(open_own(path), "rb") as file:
+        return file.read()
+
+
+def _no_plain_file(path: Path) -> InputError:
+    return InputError(f"{path}: no plain file; move it away and run the same command again")
 
 
 def is_temporary(path: Path) -> bool:

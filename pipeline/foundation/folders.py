@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from pipeline.foundation.files import atomic_writer
+from pipeline.foundation.files import atomic_writer, open_own, refuse_link
 from pipeline.foundation.remote_folder import RemoteFolder
 
 
@@ -80,22 +80,27 @@ def local_path(place: str | os.PathLike[str]) -> Path:
     return Path(os.fspath(place).removeprefix("file://")).absolute()
 
 
-def folder_at(place: str | os.PathLike[str] | Folder) -> Folder:
+def folder_at(place: str | os.PathLike[str] | Folder, *, follow_links: bool = False) -> Folder:
     """The folder of a path or URL; a folder is itself.
 
+    Args:
+        follow_links: links below a local folder are what they lead to, as users have them in folders of images; in
+            folders that r2o keeps they are refused.
     Raises:
         InputError: the URL's protocol is unknown, or its package is not installed.
     """
     if not isinstance(place, str | os.PathLike):
         return place
-    return RemoteFolder(os.fspath(place)) if is_url(place) else LocalFolder(local_path(place))
+    if is_url(place):
+        return RemoteFolder(os.fspath(place))
+    return LocalFolder(local_path(place), follow_links=follow_links)
 
 
 class LocalFolder:
-    """A folder of this machine."""
+    """A folder of this machine. Unless it follows links, whatever would go through one below it raises InputError."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, follow_links: bool = False) -> None:
+        self.path, self.follow_links = path, follow_links
 
     @property
     def root(self) -> str:
@@ -114,12 +119,14 @@ class LocalFolder:
         """Bytes of each file in it."""
         if not self.path.is_dir():
             return {}
+        follow = self.follow_links
         with os.scandir(self.path) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+            files = [entry for entry in entries if entry.is_file(follow_symlinks=follow)]
+            return {entry.name: entry.stat(follow_symlinks=follow).st_size for entry in files}
 
     def below(self, name: str) -> LocalFolder:
         """A folder inside it."""
-        return LocalFolder(self.path / name)
+        return LocalFolder(self._at(name), follow_links=self.follow_links)
 
     def make(self) -> None:
         """Make it."""
@@ -127,15 +134,17 @@ class LocalFolder:
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
-        return (self.path / name).stat().st_size
+        return self._at(name).stat().st_size
 
     def open(self, name: str) -> BinaryIO:
         """A file to read."""
-        return (self.path / name).open("rb")
+        path = self.path / name
+        return path.open("rb") if self.follow_links else os.fdopen(open_own(path), "rb")
 
     def read(self, name: str) -> bytes:
         """All bytes of a file."""
-        return (self.path / name).read_bytes()
+        with self.open(name) as file:
+            return file.read()
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """Some bytes of a file."""
@@ -163,3 +172,9 @@ class LocalFolder:
             path.rmdir()
         else:
             path.unlink(missing_ok=True)
+
+    def _at(self, name: str) -> Path:
+        path = self.path / name
+        if not self.follow_links:
+            refuse_link(path)
+        return path

@@ -18,6 +18,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from pipeline.foundation.errors import InputError
+from pipeline.foundation.files import open_own
 from pipeline.foundation.folders import Folder, LocalFolder
 
 LOCK_NAME = "lock"
@@ -109,7 +110,7 @@ def only_holder(path: Path, *, otherwise: str) -> Iterator[None]:
     """Hold the lock file `path` (by flock: it ends with the process); a file system without locks gives it to all.
 
     Raises:
-        InputError: another process holds it; `otherwise` is the message.
+        InputError: another process holds it (`otherwise` is the message), or `path` is a link.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _locked(path, otherwise)
@@ -126,7 +127,7 @@ _HELD: set[int] = set()  # descriptors of locks
 
 
 def _locked(path: Path, otherwise: str) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
     _HELD.add(descriptor)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,6 +154,6 @@ os.register_at_fork(after_in_child=lambda: _let_go([*_HELD]))
 
 def _is_at(path: Path, descriptor: int) -> bool:
     try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False

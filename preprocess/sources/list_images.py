@@ -64,11 +64,11 @@ def list_images(place: str | os.PathLike[str], settings: SourceSettings | None =
 
 def _listed(root: str, settings: SourceSettings) -> Listing:
     parent, _, name = root.rpartition("/")
-    beside = folder_at(parent or "/")
+    beside = folder_at(parent or "/", follow_links=True)
     kind: str = settings.format
     if not _is_file(beside, name) and kind != "list":
         files = _matching(beside, name) if kind in ("auto", *ARCHIVES) else []
-        folder = beside if files else folder_at(root)
+        folder = beside if files else folder_at(root, follow_links=True)
         if kind == "auto":
             kind = kind_of_files(files, root) if files else kind_of_folder(folder, root, settings)
     elif kind in ("folder", "coco"):

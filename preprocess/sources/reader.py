@@ -26,7 +26,7 @@ class Reader:
 
     def __init__(self, root: str, kind: Kind, column: str | None = None) -> None:
         self._kind = kind
-        self._folder = folder_at(root)
+        self._folder = folder_at(root, follow_links=True)
         self._base = None if is_url(root) else os.fsencode(local_path(root))
         self._open: OrderedDict[bytes, int] = OrderedDict()
         self._rows = RowReader(self._folder, column or "") if kind == "rows" else None

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.foundation.files import atomic_writer, is_temporary, sha256_of, write_atomic
+from pipeline.foundation.errors import InputError
+from pipeline.foundation.files import atomic_writer, is_temporary, open_own, read_own, sha256_of, write_atomic
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -78,3 +79,48 @@ def test_sha256(tmp_path):
     data = os.urandom(300_000)
     (tmp_path / "f").write_bytes(data)
     assert sha256_of(tmp_path / "f") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_rename_is_followed_by_a_sync_of_its_folder(tmp_path, monkeypatch):
+    told = []
+    rename, sync = os.replace, os.fsync
+
+    def note_sync(descriptor):
+        told.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", lambda a, b: (told.append("rename"), rename(a, b)))
+    write_atomic(tmp_path / "f", b"x")
+    assert told == ["file", "rename", "folder"]
+
+
+def test_a_plain_file_is_read_and_a_link_a_pipe_and_a_device_are_refused(tmp_path):
+    (tmp_path / "plain").write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "plain")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    assert read_own(tmp_path / "plain") == b"x"
+    for name in ("link", "dangling"):
+        with pytest.raises(InputError, match=f"{name}: a link, and r2o follows none"):
+            read_own(tmp_path / name)
+        with pytest.raises(InputError, match=f"{name}: a link"):
+            open_own(tmp_path / name, os.O_RDWR | os.O_CREAT)
+    assert not (tmp_path / "nowhere").exists()
+    for flags in (os.O_RDONLY, os.O_WRONLY):
+        with pytest.raises(InputError, match="pipe: no plain file"):
+            open_own(tmp_path / "pipe", flags)
+    with pytest.raises(InputError, match="null: no plain file"):
+        read_own(Path("/dev/null"))
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        read_own(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_own(tmp_path / "none")
+
+
+def test_a_written_file_takes_the_place_of_a_link_and_leaves_what_it_led_to(tmp_path):
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / "f").symlink_to(tmp_path / "victim")
+    write_atomic(tmp_path / "f", b"x")
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+    assert not (tmp_path / "f").is_symlink()

@@ -130,3 +130,45 @@ def test_a_store_without_credentials_is_an_os_error(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(OSError, match="NoCredentialsError"):
         folder_at("s3://a-bucket-without-credentials/x").read("y")
+
+
+@pytest.fixture
+def with_links(tmp_path: Path) -> Path:
+    """A folder with a link to a file and one to a folder, both of which lead out of it."""
+    for name in ("kept", "outside"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "outside/file").write_bytes(b"abc")
+    (tmp_path / "kept/file").symlink_to(tmp_path / "outside/file")
+    (tmp_path / "kept/folder").symlink_to(tmp_path / "outside")
+    return tmp_path / "kept"
+
+
+def test_no_link_is_followed_below_a_folder_that_is_kept(with_links: Path):
+    folder = folder_at(with_links)
+    assert folder.sizes() == {}
+    asks = [
+        lambda: folder.open("file"),
+        lambda: folder.read("file"),
+        lambda: folder.read_range("file", 0, 1),
+        lambda: folder.size("file"),
+        lambda: folder.below("folder"),
+    ]
+    for ask in asks:
+        with pytest.raises(InputError, match=f"{with_links}/.*: a link, and r2o follows none there"):
+            ask()
+    folder.write("file", b"new")
+    folder.remove("folder")
+    assert (with_links.parent / "outside/file").read_bytes() == b"abc"
+    assert folder.read("file") == b"new"
+
+
+def test_links_below_a_folder_of_the_users_are_followed(with_links: Path):
+    folder = folder_at(with_links, follow_links=True)
+    assert folder.sizes() == {"file": 3}
+    assert folder.size("file") == 3
+    assert folder.read("file") == folder.below("folder").read("file") == b"abc"
+
+
+def test_the_folder_itself_may_be_a_link(with_links: Path):
+    (with_links.parent / "entrance").symlink_to(with_links.parent / "outside")
+    assert folder_at(with_links.parent / "entrance").read("file") == b"abc"

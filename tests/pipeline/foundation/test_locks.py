@@ -86,8 +86,8 @@ def test_a_lock_ends_with_its_holder_though_a_child_of_it_lives_on(tmp_path: Pat
         "import os, signal, sys, time; from pathlib import Path; from pipeline.foundation.locks import only_holder\n"
         "with only_holder(Path(sys.argv[1]), otherwise='busy'):\n"
         "    if os.fork() == 0:\n"
-        "        os.close(1); time.sleep(60)\n"
-        "    print('held', flush=True); time.sleep(60)"
+        "        print('held', flush=True); os.close(1)\n"  # the child lives, and has let go
+        "    time.sleep(60)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", holder, str(tmp_path / "lock")], stdout=subprocess.PIPE, process_group=0
@@ -102,3 +102,10 @@ def test_a_lock_ends_with_its_holder_though_a_child_of_it_lives_on(tmp_path: Pat
         pass
     os.killpg(process.pid, signal.SIGKILL)
     process.stdout.close()
+
+
+def test_a_lock_that_is_a_link_is_refused_and_nothing_made_behind_it(tmp_path):
+    (tmp_path / "lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(InputError, match="lock: a link"), only_holder(tmp_path / "lock", otherwise="held"):
+        pass
+    assert not (tmp_path / "victim").exists()
