@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 from pipeline.artifacts.fingerprint import fingerprint
-from pipeline.artifacts.manifest import MANIFEST_FORMAT_VERSION
+from pipeline.artifacts.manifest import MANIFEST_FORMAT_VERSION, ShardStats
 from pipeline.foundation.errors import InputError
 from preprocess.config import ShardSettings
 from preprocess.sources.listing import Kind, Listing, Source
@@ -26,8 +26,8 @@ ROUNDS = 6
 class ShardTask:
     """What one worker needs to make one shard: `sources` under `root`, with keys from `first_key` on.
 
-    `kind` and `column` say how they are read, `versions` what the worker must have installed, and `fingerprint` whose
-    shard it is.
+    `kind` and `column` say how they are read, `versions` what the worker must have installed, `fingerprint` whose
+    shard it is, `format_version` of which format. Where `expected` is given, no other shard may take its place.
     """
 
     name: str
@@ -39,6 +39,8 @@ class ShardTask:
     settings: ShardSettings
     versions: dict[str, str]
     fingerprint: str
+    format_version: int = MANIFEST_FORMAT_VERSION
+    expected: ShardStats | None = None
 
 
 @dataclass(frozen=True)
