@@ -85,6 +85,40 @@ def read_own(path: Path) -> bytes:
         return file.read()
 
 
+class NotAFileError(OSError):
+    """What was to be read is a pipe, a device or a socket, which may have no end."""
+
+
+def open_regular(path: str | bytes | Path, flags: int = os.O_RDONLY) -> int:
+    """`os.open` of a file of the user's, links followed, which waits for nothing.
+
+    Raises:
+        OSError: as `os.open`; IsADirectoryError; NotAFileError.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        # A socket cannot be opened; a device whose driver is gone neither.
+        if error.errno in (errno.ENXIO, errno.ENODEV) and os.path.exists(path) and not os.path.isfile(path):
+            raise _not_a_file(path) from None
+        raise
+    if stat.S_ISREG(kind := os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise _not_a_file(path)
+
+
+def stamp_of(status: os.stat_result) -> int:
+    """What of a file changes when its content does: its time of change, as 64 bits without sign; 0 says nothing."""
+    return status.st_mtime_ns & (2**64 - 1)
+
+
+def _not_a_file(path: str | bytes | Path) -> NotAFileError:
+    return NotAFileError(errno.EINVAL, "not a regular file", path)
+
+
 def _no_plain_file(path: Path) -> InputError:
     return InputError(f"{path}: no plain file; move it away and run the same command again")
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from pipeline.foundation.files import atomic_writer, open_own, refuse_link
+from pipeline.foundation.files import atomic_writer, open_own, open_regular, refuse_link, stamp_of
 from pipeline.foundation.remote_folder import RemoteFolder
 
 
@@ -38,6 +38,10 @@ class Folder(Protocol):
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
+        ...
+
+    def stamp(self, name: str) -> int:
+        """What changes when a file does, as 64 bits; 0 where the store tells nothing."""
         ...
 
     def below(self, name: str) -> Folder:
@@ -136,10 +140,14 @@ class LocalFolder:
         """Bytes of a file."""
         return self._at(name).stat().st_size
 
+    def stamp(self, name: str) -> int:
+        """Its time of change."""
+        return stamp_of(self._at(name).stat())
+
     def open(self, name: str) -> BinaryIO:
         """A file to read."""
         path = self.path / name
-        return path.open("rb") if self.follow_links else os.fdopen(open_own(path), "rb")
+        return os.fdopen(open_regular(path) if self.follow_links else open_own(path), "rb")
 
     def read(self, name: str) -> bytes:
         """All bytes of a file."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache, wraps
 from typing import Any, BinaryIO, ParamSpec, TypeVar, cast
@@ -15,6 +16,9 @@ from pipeline.foundation.errors import InputError
 # A put there shows nothing before it is whole; a rename would be a copy.
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "hf", "oci", "oss", "obs", "tos"})
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs"}
+# What file systems call a file's version, the surest first.
+VERSIONS = ("ETag", "etag", "e_tag", "md5Hash", "md5", "content_hash", "blob_id", "sha", "generation", "CRC")
+TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "modificationTime", "modify", "created")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -32,6 +36,12 @@ def _os_errors(method: Callable[P, R]) -> Callable[P, R]:
             raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
 
     return wrapped
+
+
+def version_stamp(info: Mapping[str, Any]) -> int:
+    """What fsspec says of a file's version as 64 bits; 0 where it says nothing."""
+    known = next((info[key] for key in (*VERSIONS, *TIMES) if info.get(key)), None)
+    return 0 if known is None else int.from_bytes(hashlib.sha256(str(known).encode()).digest()[:8], "big")
 
 
 class RemoteFolder:
@@ -70,15 +80,18 @@ class RemoteFolder:
         return {info["name"].rpartition("/")[2]: int(info["size"]) for info in found if info["type"] == "file"}
 
     @_os_errors
-    def entries(self) -> list[tuple[str, int | None]]:
-        """Name and bytes of each file, name with a slash and None of each folder, in the order of the names' bytes."""
-        found: list[tuple[str, int | None]] = []
+    def entries(self) -> list[tuple[str, int | None, int]]:
+        """Name, bytes and stamp of each file, in the order of the names' bytes.
+
+        A folder's name ends in a slash, and its bytes are None.
+        """
+        found: list[tuple[str, int | None, int]] = []
         for info in self._fs.ls(self._path, detail=True):
             name = info["name"].rstrip("/").rpartition("/")[2]
             if info["type"] == "directory":
-                found.append((f"{name}/", None))
+                found.append((f"{name}/", None, 0))
             elif info["name"].rstrip("/") != self._path:
-                found.append((name, int(info["size"])))
+                found.append((name, int(info["size"]), version_stamp(info)))
         return sorted(found, key=lambda entry: entry[0].encode())
 
     def below(self, name: str) -> RemoteFolder:
@@ -95,6 +108,11 @@ class RemoteFolder:
     def size(self, name: str) -> int:
         """Bytes of a file."""
         return int(self._fs.info(self._at(name))["size"])
+
+    @_os_errors
+    def stamp(self, name: str) -> int:
+        """What the store says of its version."""
+        return version_stamp(self._fs.info(self._at(name)))
 
     @_os_errors
     def open(self, name: str) -> BinaryIO:

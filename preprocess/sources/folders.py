@@ -10,12 +10,14 @@ import stat
 from collections.abc import Iterator
 
 from pipeline.foundation.errors import InputError
+from pipeline.foundation.files import stamp_of
 from pipeline.foundation.folders import Folder, LocalFolder
 from pipeline.foundation.remote_folder import RemoteFolder
 from preprocess.sources.listing import Source
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 IMAGE_SUFFIXES = frozenset(f".{extension}".encode() for extension in IMAGE_EXTENSIONS)
+NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})  # by its name alone
 
 
 def is_image(name: bytes) -> bool:
@@ -44,7 +46,7 @@ def images_named_in(folder: Folder, name: str) -> Iterator[Source]:
     size would be a request for each.
 
     Raises:
-        InputError: a name leads out of the folder.
+        InputError: a name leads out of the folder. OSError: whether an image is there cannot be said.
     """
     data = folder.read(name).removeprefix(codecs.BOM_UTF8)
     root = os.fsencode(folder.root.rstrip("/")) + b"/"
@@ -57,16 +59,23 @@ def images_named_in(folder: Folder, name: str) -> Iterator[Source]:
             raise InputError(
                 f"{where}: {os.fsdecode(path)} is not below the list's folder; keep the list above its images"
             )
-        yield Source(path, _size_if_there(folder, path))
+        yield _if_there(folder, path)
 
 
-def _size_if_there(folder: Folder, path: bytes) -> int:
+def _if_there(folder: Folder, path: bytes) -> Source:
     if not isinstance(folder, LocalFolder):
-        return 0
+        return Source(path, 0)
     try:
-        return os.stat(os.path.join(os.fsencode(folder.path), path)).st_size
-    except OSError:
-        return 0
+        status = os.stat(os.path.join(os.fsencode(folder.path), path))
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return Source(path, 0)
+        raise
+    return _source(path, status)
+
+
+def _source(path: bytes, status: os.stat_result) -> Source:
+    return Source(path, status.st_size, stamp=stamp_of(status) if stat.S_ISREG(status.st_mode) else 0)
 
 
 def _walk_local(path: bytes, relative: bytes, *, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Source | None]:
@@ -83,19 +92,18 @@ def _walk_local(path: bytes, relative: bytes, *, ancestors: tuple[tuple[int, int
         elif name.endswith(b"/"):
             yield from _walk_local(entry.path, relative + name, ancestors=(*ancestors, identity))
         else:
-            size = _image_size(entry)
-            yield None if size is None else Source(relative + name, size)
+            yield _image(entry, relative + name)
 
 
 def _walk_remote(folder: RemoteFolder, relative: bytes) -> Iterator[Source | None]:
-    for name, size in folder.entries():
+    for name, size, stamp in folder.entries():
         path = os.fsencode(name)
         if path.startswith(b"."):
             yield None
         elif size is None:
             yield from _walk_remote(folder.below(name.rstrip("/")), relative + path)
         else:
-            yield Source(relative + path, size) if is_image(path) else None
+            yield Source(relative + path, size, stamp=stamp) if is_image(path) else None
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
@@ -107,8 +115,8 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         raise
 
 
-def _image_size(entry: os.DirEntry[bytes]) -> int | None:
-    """Size in bytes of what is an image by name, None of what is not."""
+def _image(entry: os.DirEntry[bytes], path: bytes) -> Source | None:
+    """What is an image by name, None for what is not."""
     if not is_image(entry.name):
         return None
     try:
@@ -117,6 +125,6 @@ def _image_size(entry: os.DirEntry[bytes]) -> int | None:
         if error.errno == errno.ELOOP:
             return None
         if error.errno == errno.ENOENT and entry.is_symlink():
-            return 0
+            return Source(path, 0)
         raise
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
+    return _source(path, status) if stat.S_ISREG(status.st_mode) else None

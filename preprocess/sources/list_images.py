@@ -59,6 +59,9 @@ def list_images(place: str | os.PathLike[str], settings: SourceSettings | None =
     if (name := listing.repeated()) is not None:
         listing.close()
         raise InputError(f"{root}: {os.fsdecode(name)} is there twice; give every image its own name")
+    if listing.all_gone:
+        listing.close()
+        raise InputError(f"{root}: of its {len(listing)} images none is there; is the folder that holds them mounted?")
     return listing
 
 
@@ -149,6 +152,8 @@ def _list_file(origin: Origin, chosen: Selection) -> Listing:
     name = origin.files[0]
     listing = Listing(root=origin.folder.root, kind="files", described=f"the list {name}", may_repeat=True)
     chosen.add(listing, images_named_in(origin.folder, name))
+    if isinstance(origin.folder, LocalFolder):
+        listing.all_gone = not any(source.was_there for source in listing)
     return listing
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import unicodedata
 import weakref
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import IO, Literal, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
@@ -33,7 +35,8 @@ class Source(NamedTuple):
 
     `name` is its path relative to the source root, `size` its bytes (0 where it cannot be known). It is a file of its
     own (kind files), the bytes [offset, offset + size) of `file` (ranges), or row `offset` of it (rows); `file` is
-    relative to the root too. `others` are what else belongs to the sample.
+    relative to the root too. `others` are what else belongs to the sample. `stamp` (64 bits without sign) changes when
+    the file that holds the image does; 0 where nothing tells that.
     """
 
     name: bytes
@@ -42,12 +45,32 @@ class Source(NamedTuple):
     offset: int = 0
     class_name: str | None = None
     others: tuple[Part, ...] = ()
+    stamp: int = 0
+
+    @property
+    def was_there(self) -> bool:
+        """Whether listing found it, and not its name alone."""
+        return bool(self.size or self.stamp)
+
+
+def stamps_digest(sources: Iterable[Source]) -> str:
+    """Hex SHA-256 over names, sizes and stamps: another one where any of the files has changed."""
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(b"%d\0%d\0%d\0%b" % (len(source.name), source.size, source.stamp, source.name))
+    return digest.hexdigest()
+
+
+def plain_text(name: bytes) -> str:
+    """A name as text of one line: as `source_name`, and control characters percent-encoded too. It reverses."""
+    return "".join(quote(c) if unicodedata.category(c) == "Cc" else c for c in source_name(name))
 
 
 class Listing:
     """The images under `root` (path or URL), in an order that their source decides; `ignored` counts other entries.
 
-    Iterate, index by number, take the length. The files on disk go with it (context manager).
+    Iterate, index by number, take the length. The files on disk go with it (context manager). `all_gone`: the images
+    of a list, of which none is there.
 
     Args:
         described: what the source is, for people.
@@ -68,11 +91,13 @@ class Listing:
         may_repeat: bool = False,
     ) -> None:
         self.root, self.kind, self.described, self.class_folders = root, kind, described, class_folders
-        self.column, self.ignored = column, 0
-        self._records, self._starts = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 they live as long as we
-        self._files = weakref.finalize(self, _close, self._records, self._starts)
+        self.column, self.ignored, self.all_gone = column, 0, False
+        # Stamps lie apart from the records: `sha256`, and with it the fingerprint of a set, knows nothing of time.
+        files = tuple(tempfile.TemporaryFile() for _ in range(3))  # noqa: SIM115 they live as long as we
+        self._records, self._starts, self._stamps = files
+        self._files = weakref.finalize(self, _close, *files)
         self._buffer: list[bytes] = []
-        self._buffer_starts = array("Q")
+        self._buffer_starts, self._buffer_stamps = array("Q"), array("Q")
         self._end = self._count = 0
         self._digests = hashlib.sha256(kind.encode()), hashlib.sha256(), hashlib.sha256()
         self._name_hashes = array("q") if may_repeat else None
@@ -101,6 +126,7 @@ class Listing:
             self._name_hashes.append(hash(source.name))
         self._buffer.append(record)
         self._buffer_starts.append(self._end)
+        self._buffer_stamps.append(source.stamp)
         self._end += len(record)
         self._count += 1
         if len(self._buffer) >= BUFFERED:
@@ -117,7 +143,8 @@ class Listing:
         # Read and not mapped: what is mapped counts as this process's memory.
         starts = array("Q", os.pread(self._starts.fileno(), 16, 8 * number))
         end = starts[1] if len(starts) == 2 else self._end
-        return self._decoded(os.pread(self._records.fileno(), end - starts[0], starts[0]))
+        (stamp,) = array("Q", os.pread(self._stamps.fileno(), 8, 8 * number))
+        return self._decoded(os.pread(self._records.fileno(), end - starts[0], starts[0]), stamp)
 
     def __iter__(self) -> Iterator[Source]:
         return (self[number] for number in range(self._count))
@@ -169,7 +196,7 @@ class Listing:
     ) -> None:
         self.close()
 
-    def _decoded(self, record: bytes) -> Source:
+    def _decoded(self, record: bytes, stamp: int) -> Source:
         size, offset, class_id, file, *others, name = record.split(b"\0")
         return Source(
             name=name,
@@ -178,6 +205,7 @@ class Listing:
             offset=int(offset),
             class_name=self._class_of(name, int(class_id)),
             others=tuple(map(_part, others[::3], others[1::3], others[2::3])),
+            stamp=stamp,
         )
 
     def _class_of(self, name: bytes, class_id: int) -> str | None:
@@ -193,14 +221,15 @@ class Listing:
         self._digests[1].update(data)
         self._records.write(data)
         self._starts.write(self._buffer_starts.tobytes())
+        self._stamps.write(self._buffer_stamps.tobytes())
         self._buffer.clear()
-        del self._buffer_starts[:]
+        del self._buffer_starts[:], self._buffer_stamps[:]
 
     def _open(self) -> None:
         """Have everything in the files, and take no more."""
         self._flush()
-        self._records.flush()
-        self._starts.flush()
+        for file in (self._records, self._starts, self._stamps):
+            file.flush()
         self._class_names = list(self._classes)
         self._is_open = True
 

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.foundation.errors import InputError
+from pipeline.foundation.files import open_regular
 from pipeline.foundation.folders import Folder, LocalFolder
+from pipeline.foundation.remote_folder import version_stamp
 from preprocess.sources.listing import Source
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
@@ -24,10 +26,14 @@ ROWS_AT_ONCE = 65_536
 
 
 class _File(NamedTuple):
-    """An open Parquet file, of pyarrow; `close` closes what it reads from too. `starts` (groups + 1,) counts rows."""
+    """An open Parquet file, of pyarrow; `close` closes what it reads from too. `starts` (groups + 1,) counts rows.
+
+    `stamp` is of the file that was opened; 0 where that is not known without another request.
+    """
 
     table: Any
     starts: np.ndarray
+    stamp: int
 
     def close(self) -> None:
         self.table.close(force=True)
@@ -57,11 +63,12 @@ def image_column(folder: Folder, name: str, wanted: str | None) -> str:
 
 def rows_of(folder: Folder, name: str) -> Iterator[Source]:
     """Every row of a file as a source of kind rows, with its class where a column `label` holds integers or names."""
-    file_name = os.fsencode(name)
+    file_name, stamp = os.fsencode(name), folder.stamp(name)
     with closing(_opened(folder, name)) as file:
         classes = _classes(file.table) or iter([None] * int(file.starts[-1]))
         for row, class_name in enumerate(classes):
-            yield Source(b"%b/%08d" % (file_name, row), 0, file=file_name, offset=row, class_name=class_name)
+            path = b"%b/%08d" % (file_name, row)
+            yield Source(path, 0, file=file_name, offset=row, class_name=class_name, stamp=stamp)
 
 
 class RowReader:
@@ -80,7 +87,19 @@ class RowReader:
                 value = self._value(name, row)
             except _arrow_error() as error:
                 raise OSError(errno.EIO, f"damaged Parquet file ({_line(error)})", name) from None
+            except OSError:
+                # Opened again when it is tried again: a descriptor of a server that is gone stays of no use.
+                if name in self._files:
+                    self._files.pop(name).close()
+                raise
         return (value.get("bytes") if isinstance(value, dict) else value) or b""
+
+    def stamp(self, name: str) -> int:
+        """The stamp of a file that was read; behind a URL, of when it was opened."""
+        if isinstance(self._folder, LocalFolder):
+            return self._folder.stamp(name)
+        with self._lock:
+            return self._files[name].stamp if name in self._files else 0
 
     def close(self) -> None:
         """Close the files."""
@@ -116,15 +135,20 @@ def _opened(folder: Folder, name: str) -> _File:
         from pyarrow import OSFile, parquet
     except ImportError:
         raise InputError("Parquet needs pyarrow; pip install -e '.[parquet]'") from None
-    local = isinstance(folder, LocalFolder)
-    file = OSFile(os.path.join(os.fsencode(folder.root), os.fsencode(name))) if local else folder.open(name)
+    if isinstance(folder, LocalFolder):
+        path = os.path.join(os.fsencode(folder.root), os.fsencode(name))
+        os.close(open_regular(path))  # pyarrow would wait for a pipe
+        file, stamp = OSFile(path), 0
+    else:
+        file = folder.open(name)
+        stamp = version_stamp(getattr(file, "details", None) or {})
     try:
         table = parquet.ParquetFile(file)
     except _arrow_error() as error:
         file.close()
         raise InputError(f"{folder.root}/{name}: no whole Parquet file ({_line(error)}); fetch it again") from None
     groups = [table.metadata.row_group(number).num_rows for number in range(table.metadata.num_row_groups)]
-    return _File(table, np.cumsum([0, *groups]))
+    return _File(table, np.cumsum([0, *groups]), stamp)
 
 
 def _arrow_error() -> tuple[type[Exception], ...]:

@@ -27,17 +27,17 @@ def images_in_tar(folder: Folder, name: str, *, prefix: bytes, tars: list[bytes]
     An image of an inner tar is named as if that were unpacked into a folder of its name, and all as if the tar were
     unpacked into `prefix`. What would be hidden there is no image. The names of the inner ones are added to `tars`.
     """
-    where, file = f"{folder.root}/{name}", os.fsencode(name)
+    where, file, stamp = f"{folder.root}/{name}", os.fsencode(name), folder.stamp(name)
     with _reading(folder, name) as read_at:
         for member in members_in(read_at, 0, folder.size(name), where):
             path = prefix + _plain(member.name)
             if not (member.is_file and path.lower().endswith(b".tar")) or _is_hidden(path):
-                yield _image(member, path, file)
+                yield _image(member, path, file, stamp)
                 continue
             tars.append(path)
             start, inside = member.offset, f"{where}: {os.fsdecode(member.name)}"
             for inner in members_in(read_at, start, start + member.size, inside):
-                yield _image(inner, path[: -len(b".tar")] + b"/" + _plain(inner.name), file)
+                yield _image(inner, path[: -len(b".tar")] + b"/" + _plain(inner.name), file, stamp)
 
 
 def samples_of(folder: Folder, name: str, wanted: str | None) -> Iterator[tuple[Source | None, int]]:
@@ -49,11 +49,12 @@ def samples_of(folder: Folder, name: str, wanted: str | None) -> Iterator[tuple[
     Raises:
         InputError: a sample has a member twice, or as `members_in`.
     """
+    stamp = folder.stamp(name)
     for group in _groups(folder, name):
         found = {e.lower(): e for e in reversed(group)}
         kinds = IMAGE_EXTENSIONS if wanted is None else (wanted.lower(),)
         image = next((found[kind] for kind in kinds if kind in found), None)
-        yield None if image is None else _sample(name, group, image), len(group)
+        yield None if image is None else _sample(name, group, image, stamp), len(group)
 
 
 def looks_like_samples(folder: Folder, name: str, wanted: str | None) -> bool:
@@ -98,16 +99,17 @@ def _reading(folder: Folder, name: str) -> Iterator[ReadAt]:
         yield read_at
 
 
-def _sample(name: str, group: dict[str, Member], extension: str) -> Source:
+def _sample(name: str, group: dict[str, Member], extension: str, stamp: int) -> Source:
     image, file = group[extension], os.fsencode(name)
     others = tuple(Part(e, member.offset, member.size) for e, member in group.items() if e != extension)
-    return Source(file + b"/" + _plain(image.name), image.size, file=file, offset=image.offset, others=others)
+    path = file + b"/" + _plain(image.name)
+    return Source(path, image.size, file=file, offset=image.offset, others=others, stamp=stamp)
 
 
-def _image(member: Member, path: bytes, file: bytes) -> Source | None:
+def _image(member: Member, path: bytes, file: bytes, stamp: int) -> Source | None:
     if not (member.is_file and is_image(path)) or _is_hidden(path):
         return None
-    return Source(path, member.size, file=file, offset=member.offset)
+    return Source(path, member.size, file=file, offset=member.offset, stamp=stamp)
 
 
 def _is_hidden(path: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -56,7 +57,7 @@ def test_a_list_stays_in_its_folder(tmp_path, line):
 
 
 def test_a_list_that_names_an_image_twice(tmp_path):
-    (tmp_path / "some.txt").write_text("a.jpg\nb.jpg\n./a.jpg\n")
+    (tmp_path / "some.txt").write_text("a.jpg\nb.jpg\n./a.jpg\n")  # none is there, which is less to the point
     with pytest.raises(InputError, match=r"some\.txt: a\.jpg is there twice"):
         list_images(tmp_path / "some.txt")
 
@@ -64,4 +65,30 @@ def test_a_list_that_names_an_image_twice(tmp_path):
 def test_an_empty_list(tmp_path):
     (tmp_path / "some.txt").write_text("\n")
     with pytest.raises(InputError, match=r"no image in the list some\.txt"):
+        list_images(tmp_path / "some.txt")
+
+
+def test_a_list_of_which_no_image_is_there(tmp_path):
+    (tmp_path / "some.txt").write_text("mount/a.jpg\nmount/b.jpg\n")
+    message = r"some\.txt: of its 2 images none is there; is the folder that holds them mounted\?$"
+    for _ in range(2):  # without the mount point, and with one that is empty
+        with pytest.raises(InputError, match=message):
+            list_images(tmp_path / "some.txt")
+        (tmp_path / "mount").mkdir(exist_ok=True)
+    touch(tmp_path, "mount/b.jpg")
+    assert [source.size for source in list_images(tmp_path / "some.txt")] == [0, 5]
+
+
+def test_a_disk_that_fails_is_no_image_that_is_not_there(tmp_path, monkeypatch):
+    touch(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "some.txt").write_text("a.jpg\nb.jpg\n")
+    whole = os.stat
+
+    def stat(path, *arguments, **named):
+        if os.fsencode(path).endswith(b"b.jpg"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return whole(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "stat", stat)
+    with pytest.raises(InputError, match=r"b\.jpg: cannot be listed \(Input/output error\)"):
         list_images(tmp_path / "some.txt")

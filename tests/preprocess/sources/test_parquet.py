@@ -107,7 +107,7 @@ def test_behind_a_url(hub: Path):
         for path in hub.iterdir():
             fs.pipe(f"/bucket/{path.name}", path.read_bytes())
         local, remote = list_images(hub), list_images("memory://bucket")
-        assert list(remote) == list(local)
+        assert [image._replace(stamp=0) for image in remote] == [image._replace(stamp=0) for image in local]
         assert remote.sha256 == local.sha256
         assert read_all(remote) == read_all(local)
     finally:
@@ -209,7 +209,9 @@ def test_damage_inside_is_an_error_of_the_file(hub: Path):
     data = bytearray(path.read_bytes())
     start = parquet.ParquetFile(path).metadata.row_group(0).column(0).data_page_offset
     data[start : start + 40] = b"\xff" * 40
+    status = path.stat()
     path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # a disk that rots tells no time
     with Reader(listing.root, listing.kind, listing.column) as reader:
         with pytest.raises(OSError):  # noqa: PT011 pyarrow's own words
             reader.read(listing[0])
