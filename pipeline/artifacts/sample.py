@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -26,7 +28,10 @@ IDAT_AT = 33  # after signature and header
 
 @dataclass(frozen=True, kw_only=True)
 class SampleMeta:
-    """The json member. `source` is relative to the source root; `changed` says what storing altered."""
+    """The json member. `source` is relative to the source root; `changed` says what storing altered.
+
+    `source_bytes` and hex `source_sha256` are of the bytes that were read of it; format 1 has neither.
+    """
 
     source: str
     width: int
@@ -34,6 +39,8 @@ class SampleMeta:
     num_superpixels: int
     class_name: str | None = None
     changed: tuple[str, ...] = ()
+    source_bytes: int | None = None
+    source_sha256: str | None = None
 
     def encode(self) -> bytes:
         """UTF-8 JSON with sorted keys, without what is empty."""
@@ -43,14 +50,40 @@ class SampleMeta:
     @classmethod
     def decode(cls, data: bytes) -> SampleMeta:
         """The reverse of `encode`. Raises ValueError where the bytes are not such a member."""
-        members = json.loads(data)
+        try:
+            members = json.loads(data)
+        except RecursionError:
+            raise ValueError("json member of a sample: nested without end") from None
         known = {field.name for field in fields(cls)}
         if not isinstance(members, dict) or not known.issuperset(members):
             raise ValueError(f"not the json member of a sample: {data[:80]!r}")
+        wrong = [name for name, value in members.items() if not _META_VALUES[name](value)]
+        if wrong:
+            raise ValueError(f"json member of a sample: {wrong[0]} cannot be {members[wrong[0]]!r:.80}")
         try:
             return cls(**{**members, "changed": tuple(members.get("changed", ()))})
         except TypeError as error:
             raise ValueError(f"json member of a sample: {error}") from None
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+_META_VALUES: dict[str, Callable[[object], bool]] = {
+    "source": _is_text,
+    "width": _is_count,
+    "height": _is_count,
+    "num_superpixels": _is_count,
+    "class_name": _is_text,
+    "changed": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "source_bytes": _is_count,
+    "source_sha256": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
+}
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import re
-import tarfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,20 +23,23 @@ from pipeline.artifacts.sample import (
     source_name,
 )
 from pipeline.foundation.errors import InputError
+from pipeline.foundation.files import NotAFileError
 from pipeline.foundation.folders import Folder, is_url
 from preprocess.config import MAX_SEGMENTS, ShardSettings
 from preprocess.shards.images import StoredImage, Unreadable, read_image
 from preprocess.shards.plan import ShardTask, versions_for
 from preprocess.shards.superpixels import label_maps_of
-from preprocess.sources.listing import Source
+from preprocess.shards.tar_writer import TarWriter, names_of_others
+from preprocess.sources.listing import Part, Source
 from preprocess.sources.reader import Reader
 
 # What is wrong with one file, as against a disk or a network that fails: that stops the job, which can be resumed.
 FILE_ERRORS = frozenset(
     {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG}
 )
+CANNOT_BE_READ = "cannot be read: "  # how the reason begins where the next try may find the image again
+PAUSES = (0.1, 0.4, 1.0)  # seconds before reading is tried again where a disk or a network failed
 READ_AHEAD_BYTES = 64 * 2**20
-OURS = re.compile(rf"{IMAGE_MEMBER}|{META_MEMBER}|superpixels(-[a-z0-9_]+)?\.png", re.IGNORECASE)
 MAX_MEMBER_NAME = 80  # of the 100 bytes of a ustar name
 
 
@@ -86,7 +87,8 @@ def make_shard(
         bad: reason by number of images that are not to be touched.
         watch: told which image comes next.
     Raises:
-        InputError: an image cannot be read for a reason that lies outside it. OSError: writing failed.
+        InputError: an image cannot be read for a reason that lies outside it, has changed since it was listed, or is
+            not the one that `task.expected` was made from. OSError: writing failed.
     """
     _check_versions(task)
     start, watch = time.monotonic(), watch or Watch()
@@ -94,12 +96,12 @@ def make_shard(
     entries: list[IndexEntry] = []
     largest = dict.fromkeys((MAIN_MAP, *task.settings.maps), 0)
     with folder.writer(task.name) as file, Reader(task.root, task.kind, task.column) as reader:
-        tar = _Tar(file)
+        tar = TarWriter(file)
         for number, data in _in_order(task, reader, bad or {}, watch):
             source = task.sources[number]
             key = f"{task.first_key + number:09d}"
             try:
-                sample = pack_sample(data, source, reader=reader, settings=task.settings)
+                sample = pack_sample(data, source, reader=reader, task=task)
             except Unreadable as error:
                 quarantine.append(QuarantineEntry(source=source_name(source.name), reason=str(error)))
                 continue
@@ -109,30 +111,36 @@ def make_shard(
             largest = {name: max(most, sample.num_superpixels[name]) for name, most in largest.items()}
         watch.images_done()
         tar.finish()
-    index = ShardIndex(entries=tuple(entries)).encode()
-    stats = ShardStats(
-        name=task.name,
-        samples=len(entries),
-        bytes=tar.size,
-        sha256=tar.digest.hexdigest(),
-        index_sha256=sha256(index).hexdigest(),
-    )
+        index = ShardIndex(entries=tuple(entries)).encode()
+        stats = ShardStats(
+            name=task.name,
+            samples=len(entries),
+            bytes=tar.size,
+            sha256=tar.digest.hexdigest(),
+            index_sha256=sha256(index).hexdigest(),
+        )
+        if task.expected not in (None, stats):  # while the tar has not taken its name
+            raise InputError(
+                f"{folder.root}/{task.name}: its images are not those that it was made from (the shard that is there "
+                "was left); give the images of that time, or --overwrite to make all again"
+            )
     folder.write(stats.index_name, index)
     seconds = time.monotonic() - start
     return ShardResult(stats=stats, quarantine=tuple(quarantine), max_superpixels=largest, seconds=seconds)
 
 
-def pack_sample(data: bytes | Unreadable, source: Source, *, reader: Reader, settings: ShardSettings) -> PackedSample:
-    """The members of one image, from the bytes of its file. Raises Unreadable."""
+def pack_sample(data: bytes | Unreadable, source: Source, *, reader: Reader, task: ShardTask) -> PackedSample:
+    """The members of one image of a task, from the bytes of its file. Raises Unreadable; InputError as `make_shard`."""
     if isinstance(data, Unreadable):
         raise data
     try:
-        return _packed(data, source, reader, settings)
+        return _packed(data, source, reader, task)
     except MemoryError:
-        raise Unreadable(f"needs more memory than max_memory_mb={settings.max_memory_mb}") from None
+        raise Unreadable(f"needs more memory than max_memory_mb={task.settings.max_memory_mb}") from None
 
 
-def _packed(data: bytes, source: Source, reader: Reader, settings: ShardSettings) -> PackedSample:
+def _packed(data: bytes, source: Source, reader: Reader, task: ShardTask) -> PackedSample:
+    settings, is_hashed = task.settings, task.format_version > 1
     wanted = {MAIN_MAP: settings.superpixels, **settings.maps}
     side = max(made.size for made in wanted.values())
     image = read_image(data, quality=settings.quality, max_pixels=settings.max_pixels, min_side=side)
@@ -142,16 +150,17 @@ def _packed(data: bytes, source: Source, reader: Reader, settings: ShardSettings
         raise Unreadable(f"{counts[MAIN_MAP]} superpixels, more than {MAX_SEGMENTS}")
     members = {IMAGE_MEMBER: image.jpeg}
     members |= {map_member(name): encode_label_map(label_map) for name, label_map in maps.items()}
-    members[META_MEMBER] = _meta(source, image, counts[MAIN_MAP]).encode()
-    for part in source.others:
-        name = f"source.{part.name}" if OURS.fullmatch(part.name) else part.name
-        if len(name.encode(errors="surrogateescape")) > MAX_MEMBER_NAME:
+    members[META_MEMBER] = _meta(source, image, counts[MAIN_MAP], data if is_hashed else None).encode()
+    names = names_of_others([part.name for part in source.others], fold_case=is_hashed)
+    for name, part in zip(names, source.others, strict=True):
+        if len(name.encode()) > MAX_MEMBER_NAME:
             raise Unreadable(f"member {name!r}: the name is too long for a tar")
-        members[name] = reader.read_part(source, part)
+        members[name] = _read_part(reader, source, part)
     return PackedSample(members, counts)
 
 
-def _meta(source: Source, image: StoredImage, num_superpixels: int) -> SampleMeta:
+def _meta(source: Source, image: StoredImage, num_superpixels: int, read: bytes | None) -> SampleMeta:
+    """The json member; of the bytes that were `read`, where they are given, it names size and hash."""
     return SampleMeta(
         source=source_name(source.name),
         width=image.width,
@@ -159,6 +168,8 @@ def _meta(source: Source, image: StoredImage, num_superpixels: int) -> SampleMet
         num_superpixels=num_superpixels,
         class_name=source.class_name,
         changed=image.changed,
+        source_bytes=None if read is None else len(read),
+        source_sha256=None if read is None else sha256(read).hexdigest(),
     )
 
 
@@ -214,52 +225,50 @@ def read_source(reader: Reader, source: Source, settings: ShardSettings) -> byte
     """The bytes of an image, or why they cannot be had.
 
     Raises:
-        InputError: what failed is not the file but the disk or the network.
+        InputError: what failed is not the file but the disk or the network, the folder that it was listed in is gone,
+            or the file has changed since.
     """
     if source.size > settings.max_memory_mb * 2**20:
         return Unreadable(f"file of {source.size:,} bytes, more than max_memory_mb={settings.max_memory_mb}")
     try:
-        return reader.read(source)
+        return _patiently(lambda: reader.read(source))
     except MemoryError:
         return Unreadable(f"needs more memory than max_memory_mb={settings.max_memory_mb}")
     except OSError as error:
-        if error.errno in FILE_ERRORS or isinstance(error, FileNotFoundError | PermissionError):
-            return Unreadable(f"cannot be read: {error.strerror or type(error).__name__}")
-        where = source_name(source.name)
-        raise InputError(
-            f"{where}: reading failed ({error.strerror or error}); run the same command again to go on"
-        ) from None
+        if source.was_there and (folder := reader.lost_folder(source)):
+            raise InputError(
+                f"{folder}: gone since its images were listed (is it mounted?); bring it back and run the same command "
+                "again"
+            ) from None
+        if _is_about_one_file(error):
+            return Unreadable(f"{CANNOT_BE_READ}{error.strerror or type(error).__name__}")
+        raise _reading_failed(source, error) from None
 
 
-def _header(name: bytes, size: int) -> bytes:
-    """A ustar header: what `tarfile.TarInfo` gives, at a fifth of the time."""
-    head = name.ljust(100, b"\0") + b"0000644\0" + 2 * b"0000000\0" + b"%011o\0" % size + b"00000000000\0"
-    tail = b" 0".ljust(102, b"\0") + b"ustar\00000".ljust(255, b"\0")
-    return head + b"%06o\0" % (sum(head) + sum(tail) + 7 * 32) + tail
+def _read_part(reader: Reader, source: Source, part: Part) -> bytes:
+    """What lies beside an image. It lies in the same archive, so that what fails is never the part alone."""
+    try:
+        return _patiently(lambda: reader.read_part(source, part))
+    except OSError as error:
+        raise _reading_failed(source, error) from None
 
 
-class _Tar:
-    """Writes members one after the other, with constant metadata (TarInfo's own: time 0, owner 0, mode 0644)."""
+def _patiently(read: Callable[[], bytes]) -> bytes:
+    """What `read` gives, tried again a few times where it is not about one file that it fails."""
+    for pause in PAUSES:
+        try:
+            return read()
+        except OSError as error:
+            if _is_about_one_file(error):
+                raise
+        time.sleep(pause)
+    return read()
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.size = 0
-        self.digest = sha256()
 
-    def add(self, name: str, data: bytes) -> tuple[int, int]:
-        """Append a member; its (offset, size)."""
-        self._write(_header(name.encode(errors="surrogateescape"), len(data)))
-        offset = self.size
-        self._write(data)
-        self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
-        return offset, len(data)
+def _is_about_one_file(error: OSError) -> bool:
+    return error.errno in FILE_ERRORS or isinstance(error, FileNotFoundError | PermissionError | NotAFileError)
 
-    def finish(self) -> None:
-        """Two empty blocks, and as many more as fill a record."""
-        self._write(bytes(2 * tarfile.BLOCKSIZE))
-        self._write(bytes(-self.size % tarfile.RECORDSIZE))
 
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self.digest.update(data)
-        self.size += len(data)
+def _reading_failed(source: Source, error: OSError) -> InputError:
+    what = error.strerror or error
+    return InputError(f"{source_name(source.name)}: reading failed ({what}); run the same command again to go on")

@@ -246,7 +246,7 @@ def _try(task: ShardTask, image: int, *, watch: Watch) -> None:
     source = task.sources[image]
     with Reader(task.root, task.kind, task.column) as reader, contextlib.suppress(Exception):
         watch.image(image)
-        pack_sample(read_source(reader, source, task.settings), source, reader=reader, settings=task.settings)
+        pack_sample(read_source(reader, source, task.settings), source, reader=reader, task=task)
 
 
 VERBS: dict[str, Callable[..., ShardResult | None]] = {"make": _make, "try": _try}

@@ -21,6 +21,7 @@ from preprocess.shards import make_one
 from preprocess.shards.make_one import make_shard
 from preprocess.shards.plan import Plan
 from preprocess.shards.superpixels import label_maps_of
+from preprocess.shards.tar_writer import tar_header
 from preprocess.sources.list_images import list_images
 
 
@@ -215,4 +216,4 @@ def test_a_failure_leaves_nothing_behind(photos, tmp_path, monkeypatch):
 def test_a_header_is_tarfiles_own(name, size):
     info = tarfile.TarInfo(name)
     info.size = size
-    assert make_one._header(name.encode(), size) == info.tobuf(tarfile.USTAR_FORMAT)
+    assert tar_header(name.encode(), size) == info.tobuf(tarfile.USTAR_FORMAT)
