@@ -29,7 +29,7 @@ SETTINGS = $${CONFIG:+"--config=$$CONFIG"} $${SET:+--set $$SET}
 
 usage-scenes = make scenes OUT=<new folder>
 usage-shards = make shards IMAGES=<images> SHARDS=<new folder> [OVERWRITE=1] [DRY_RUN=1]
-usage-verify = make verify SHARDS=<folder of shards> [REPAIR=1 IMAGES=<images>]
+usage-verify = make verify SHARDS=<folder of shards> [IMAGES=<images, to compare with>] [REPAIR=1]
 usage-preview = make preview SHARDS=<folder of shards> PNG=<new file>
 usage-pretrain = make pretrain SHARDS=<folder of shards> RUN=<new folder> [NPROC=<processes>] [INIT=<weights>]
 usage-same-behaviour = make same-behaviour BEFORE=<another checkout> [OUT=<folder>]

@@ -1,6 +1,8 @@
 """Are finished shards whole? Checksums, counts, keys, label maps and images; names what is damaged, and remakes it.
 
-python -m preprocess.verify --shards SHARDS [--workers N] [--deep] [--repair --images IMAGES]
+python -m preprocess.verify --shards SHARDS [--workers N] [--deep] [--images IMAGES [--repair]]
+
+With --images, and without --repair: are the samples still those of these images?
 """
 
 from __future__ import annotations
@@ -12,14 +14,9 @@ import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
-import simplejpeg
-
-from pipeline.artifacts.label_maps import MAIN_MAP, map_member
 from pipeline.artifacts.manifest import (
     MANIFEST_NAME,
     QUARANTINE_NAME,
@@ -28,41 +25,21 @@ from pipeline.artifacts.manifest import (
     ShardStats,
     read_quarantine,
 )
-from pipeline.artifacts.sample import (
-    IMAGE_MEMBER,
-    META_MEMBER,
-    SampleMeta,
-    decode_jpeg,
-    decode_label_map,
-)
 from pipeline.foundation.errors import InputError, exit_code_of, os_errors_named
 from pipeline.foundation.exit_codes import EXIT_DAMAGED
 from pipeline.foundation.folders import Folder, folder_at
 from pipeline.foundation.progress import Progress
 from pipeline.foundation.settings import load_settings
+from preprocess.check_sample import MapForm, by_fault, fault_of, forms_of
+from preprocess.compare import Comparison, compare
 from preprocess.config import ShardSettings
 from preprocess.shards.job import ShardJob
 from preprocess.shards.plan import Plan
 from preprocess.shards.ray_driver import make_missing
 from preprocess.sources.list_images import list_images
 
-SHOWN_KEYS = 5
 NOT_OURS = "belongs to nothing"
 BLOCK = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class MapForm:
-    """What the manifest says of a map: its name, its side in pixels, the most ids that one has."""
-
-    name: str
-    size: int
-    most: int
-
-    @property
-    def member(self) -> str:
-        """The member that holds it."""
-        return map_member(self.name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="processes (all cores)")
     parser.add_argument("--deep", action="store_true", help="decode every image, not its header alone")
     parser.add_argument("--repair", action="store_true", help="make the damaged shards again, from --images")
-    parser.add_argument("--images", help="what the shards were made from: a path or a URL")
-    parser.add_argument("--config", type=Path, help="for --repair: says the files of shards.source")
+    parser.add_argument("--images", help="what the shards were made from, to compare: a path or a URL")
+    parser.add_argument("--config", type=Path, help="for --images: says the files of shards.source")
     parser.add_argument("--set", action="append", default=[], metavar="shards.KEY=VALUE", help="wins over the file")
     return exit_code_of(lambda: _run(parser.parse_args(argv)))
 
@@ -84,20 +61,50 @@ def _run(args: argparse.Namespace) -> int:
     folder = folder_at(args.shards)
     manifest = Manifest.read(folder)
     about_set, about_shards = check(folder, manifest, workers=args.workers, deep=args.deep)
-    for damage in [*about_set, *(f"{name}: {what}" for name, found in about_shards.items() for what in found)]:
-        print(damage)
+    for line in [*about_set, *_by_shard(about_shards)]:
+        print(line)
     size = f"{len(manifest.shards)} shards, {manifest.stored} samples"
-    if not about_set and not about_shards:
+    is_whole = not about_set and not about_shards
+    if is_whole:
         print(f"{args.shards}: {size}: whole")
-        return 0
-    if args.repair:
+    elif args.repair:
         return _repair(args, folder, manifest, list(about_shards))
-    print(
-        f"r2o: error: {args.shards}: {len(about_shards)} of {size} damaged, {len(about_set)} other faults; verify "
-        "again with --repair --images IMAGES to make those shards again",
-        file=sys.stderr,
-    )
-    return EXIT_DAMAGED
+    compared = _compared(args, folder, manifest, about_shards) if args.images and not args.repair else Comparison()
+    if not is_whole:
+        print(
+            f"r2o: error: {args.shards}: {len(about_shards)} of {size} damaged, {len(about_set)} other faults; verify "
+            "again with --repair --images IMAGES to make those shards again",
+            file=sys.stderr,
+        )
+    if compared.differ:
+        print(
+            f"r2o: error: {args.shards}: {compared.differ} of {manifest.stored} samples are not what their images in "
+            f"{args.images} are; give the images of that time, or make the shards again with --overwrite",
+            file=sys.stderr,
+        )
+    return 0 if is_whole and not compared.differ else EXIT_DAMAGED
+
+
+def _by_shard(found: dict[str, list[str]]) -> list[str]:
+    return [f"{name}: {what}" for name, faults in found.items() for what in faults]
+
+
+def _compared(
+    args: argparse.Namespace, folder: Folder, manifest: Manifest, damaged: dict[str, list[str]]
+) -> Comparison:
+    """How the samples of the shards that are whole differ from --images; says it, as it says what was not compared."""
+    settings = _settings_of(manifest, args)
+    with os_errors_named(args.shards), list_images(args.images, settings.source) as listing:
+        compared = compare(folder, manifest, listing, settings, leave_out=damaged, workers=args.workers)
+    for line in _by_shard(compared.found):
+        print(line)
+    told = f"{args.shards}: {compared.same} samples are what their images in {args.images} are"
+    if compared.unknown:
+        told += f"; {compared.unknown} of format 1 were changed when they were stored and cannot be compared"
+    if damaged:
+        told += f"; {len(damaged)} damaged shards were left out"
+    print(told)
+    return compared
 
 
 def check(
@@ -165,7 +172,8 @@ def check_shard(root: str, manifest: Manifest, number: int, deep: bool) -> list[
     if len(index.entries) != stats.samples:
         found.append(f"{len(index.entries)} samples in the index, not {stats.samples}")
     found += list(_about_keys(manifest, number, [entry.key for entry in index.entries]))
-    return found + list(_about_members(folder, stats, index, _forms(manifest), deep))
+    hashed = manifest.format_version > 1
+    return found + list(_about_members(folder, stats, index, forms_of(manifest), deep=deep, is_hashed=hashed))
 
 
 def _about_keys(manifest: Manifest, number: int, keys: Sequence[str]) -> Iterator[str]:
@@ -176,13 +184,8 @@ def _about_keys(manifest: Manifest, number: int, keys: Sequence[str]) -> Iterato
         yield f"keys are not rising numbers of {expected.start:09d} … {expected.stop - 1:09d}"
 
 
-def _forms(manifest: Manifest) -> list[MapForm]:
-    stats = {name: manifest.map_stats(name) for name in (MAIN_MAP, *manifest.maps)}
-    return [MapForm(name=name, size=one.size, most=one.max_superpixels) for name, one in stats.items()]
-
-
 def _about_members(
-    folder: Folder, stats: ShardStats, index: ShardIndex, forms: Sequence[MapForm], deep: bool
+    folder: Folder, stats: ShardStats, index: ShardIndex, forms: Sequence[MapForm], *, deep: bool, is_hashed: bool
 ) -> Iterator[str]:
     """Whether the tar holds what the index says, and whether that can be used."""
     wanted = [(f"{e.key}.{name}", *place) for e in index.entries for name, place in e.members.items()]
@@ -199,48 +202,9 @@ def _about_members(
             for name, (offset, size) in entry.members.items():
                 file.seek(offset)
                 members[name] = file.read(size)
-            if fault := _fault_of(members, forms, deep):
+            if fault := fault_of(members, forms, deep=deep, is_hashed=is_hashed):
                 broken.setdefault(fault, []).append(entry.key)
-    for fault, keys in broken.items():
-        shown = ", ".join(keys[:SHOWN_KEYS]) + (f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else "")
-        yield f"{fault}: sample {shown}"
-
-
-def _fault_of(members: dict[str, bytes], forms: Sequence[MapForm], deep: bool) -> str | None:
-    """What is wrong with a sample."""
-    if missing := {IMAGE_MEMBER, META_MEMBER, *(form.member for form in forms)} - members.keys():
-        return f"{min(missing)} is missing"
-    try:
-        meta = SampleMeta.decode(members[META_MEMBER])
-    except ValueError:
-        return "json cannot be read"
-    for form in forms:
-        if fault := _fault_of_map(members[form.member], form, meta.num_superpixels):
-            return f"{form.member} {fault}"
-    try:
-        height, width = simplejpeg.decode_jpeg_header(members[IMAGE_MEMBER], strict=True)[:2]
-        if deep:
-            decode_jpeg(members[IMAGE_MEMBER])
-    except ValueError:
-        return "jpg cannot be decoded"
-    return None if (width, height) == (meta.width, meta.height) else "jpg has not the size that json says"
-
-
-def _fault_of_map(data: bytes, form: MapForm, num_superpixels: int) -> str | None:
-    try:
-        label_map = decode_label_map(data)
-    except ValueError:
-        return "cannot be decoded"
-    if label_map.shape != (form.size, form.size):
-        return f"is not {form.size} × {form.size}"
-    counts = np.bincount(label_map.ravel())
-    if not counts.all():
-        return "has gaps in its ids"
-    if len(counts) > form.most:
-        return f"has more than {form.most} ids"
-    if form.name == MAIN_MAP and len(counts) != num_superpixels:
-        return "has not the number of ids that json says"
-    return None
+    yield from by_fault(broken)
 
 
 def _size(folder: Folder, name: str) -> int | None:

@@ -30,7 +30,7 @@ def add_verbs(verbs: Verbs[Parser], of_stage: Parser) -> None:
     verify.add_argument("--workers", type=count, help="processes (all cores)")
     verify.add_argument("--deep", action="store_true", help="decode every image too")
     verify.add_argument("--repair", action="store_true", help="make the damaged shards again, from --images")
-    verify.add_argument("--images", type=place, help="what the shards were made from")
+    verify.add_argument("--images", type=place, help="what the shards were made from; alone: compare with them")
     verify.set_defaults(verb=_verify)
     preview = verbs.add_parser("preview", parents=[of_stage], help="contact sheet of superpixels")
     preview.add_argument("--shards", type=place, required=True, help="finished shards")

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from pipeline.artifacts.manifest import Manifest, ShardIndex
+from pipeline.artifacts.sample import SampleMeta
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.exit_codes import EXIT_DAMAGED
 from pipeline.foundation.folders import folder_at
@@ -131,6 +133,9 @@ def test_only_a_deep_look_sees_a_cut_image(shards):
     with tarfile.open(shards / "r2o-000002.tar") as tar:
         first = tar.next()
         jpeg = tar.extractfile(first).read()
+        meta = SampleMeta.decode(tar.extractfile(first.name.replace("jpg", "json")).read())
+    # What storing changed has no hash of its own in json.
+    replaced(shards, 2, "json", replace(meta, changed=("format PNG",)).encode())
     key = replaced(shards, 2, "jpg", jpeg[: len(jpeg) // 2] + bytes(len(jpeg) - len(jpeg) // 2))
     assert faults(shards) == ([], {})
     assert faults(shards, deep=True)[1] == {"r2o-000002.tar": [f"jpg cannot be decoded: sample {key}"]}

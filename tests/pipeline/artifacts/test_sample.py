@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 from urllib.parse import unquote_to_bytes
 
@@ -68,17 +69,45 @@ def test_meta_comes_back_and_leaves_out_what_is_empty():
     bare = SampleMeta(source="a.jpg", width=3, height=2, num_superpixels=100)
     assert bare.encode() == b'{"height":2,"num_superpixels":100,"source":"a.jpg","width":3}'
     full = SampleMeta(
-        source="é/b\n.png", width=3, height=2, num_superpixels=4, class_name="é", changed=("format PNG", "mode L")
+        source="é/b\n.png",
+        width=3,
+        height=2,
+        num_superpixels=4,
+        class_name="é",
+        changed=("format PNG", "mode L"),
+        source_bytes=2**40,
+        source_sha256="0123456789abcdef" * 4,
     )
     assert "é".encode() in full.encode()
     for meta in (bare, full):
         assert SampleMeta.decode(meta.encode()) == meta
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b'{"source":"a"}', b'{"sauce":1}', b"\xff"])
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"source":"a"}', b'{"sauce":1}', b"\xff", b"[" * 10**6])
 def test_no_meta_is_refused(data):
     with pytest.raises(ValueError):  # noqa: PT011  # JSON's own, or ours
         SampleMeta.decode(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in ("width", "height", "num_superpixels", "source_bytes") for value in ("3", 3.0, -1)),
+        *((name, value) for name in ("width", "source_bytes") for value in (True, None, [3])),
+        *((name, value) for name in ("source", "class_name", "source_sha256") for value in (3, None, ["a"])),
+        ("changed", "format PNG"),
+        ("changed", [1]),
+        ("changed", {"a": 1}),
+        ("source_sha256", "A" * 64),
+        ("source_sha256", "a" * 63),
+        ("source_sha256", "a" * 64 + "\n"),
+    ],
+)
+def test_meta_of_another_type_is_refused(name, value):
+    members = {"source": "a.jpg", "width": 3, "height": 2, "num_superpixels": 9}
+    assert SampleMeta.decode(json.dumps(members).encode()).width == 3
+    with pytest.raises(ValueError, match=f"json member of a sample: {name} cannot be "):
+        SampleMeta.decode(json.dumps(members | {name: value}).encode())
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -54,8 +55,11 @@ def photos(tmp_path, make_folder):
     return make_folder(tmp_path / "images", 7, classes=("cat", "dog"))
 
 
-def test_round_trip(photos, tmp_path):
-    plan, result = shard_of(photos, tmp_path / "shards")
+@pytest.mark.parametrize("version", [1, 2])
+def test_round_trip(photos, tmp_path, version):
+    plan = Plan(list_images(photos), ShardSettings())
+    (tmp_path / "shards").mkdir()
+    result = make_shard(replace(plan.task(0), format_version=version), folder=folder_at(tmp_path / "shards"))
     samples = samples_of(tmp_path / "shards" / "r2o-000000.tar")
     assert list(samples) == [f"{n:09d}" for n in range(7)]
     for (key, members), path in zip(samples.items(), [source.name for source in plan.task(0).sources], strict=True):
@@ -67,7 +71,8 @@ def test_round_trip(photos, tmp_path):
         assert (png.mode, png.size) == ("L", (224, 224))
         expected = label_maps_of(pixels, {"": plan.settings.superpixels})[""]
         np.testing.assert_array_equal(np.asarray(png), expected)
-        assert json.loads(members["json"]) == {
+        read = {"source_bytes": source.stat().st_size, "source_sha256": sha256_of(source)}
+        assert json.loads(members["json"]) == (read if version == 2 else {}) | {
             "source": path.decode(),
             "width": pixels.shape[1],
             "height": pixels.shape[0],
