@@ -33,7 +33,6 @@ from pipeline.foundation.settings import load_settings
 from preprocess.check_sample import MapForm, by_fault, fault_of, forms_of
 from preprocess.compare import Comparison, compare
 from preprocess.config import ShardSettings
-from preprocess.shards.job import ShardJob
 from preprocess.shards.plan import Plan
 from preprocess.shards.ray_driver import make_missing
 from preprocess.sources.list_images import list_images
@@ -223,18 +222,11 @@ def _sha256(folder: Folder, name: str) -> str:
 
 
 def _repair(args: argparse.Namespace, folder: Folder, manifest: Manifest, damaged: Sequence[str]) -> int:
-    """Make the damaged shards again with the manifest's settings, and check them.
-
-    Nothing is removed before the images are found to be those that the set was made from.
-    """
+    """Make the damaged shards again with the manifest's settings, and check them."""
     settings = _settings_of(manifest, args)
     with os_errors_named(args.shards), list_images(args.images, settings.source) as listing:
-        plan = Plan(listing, settings)
-        ShardJob(folder, plan).load()  # refuses other images, settings and library versions
-        for name in damaged:
-            folder.remove(name)
-            folder.remove(str(Path(name).with_suffix(".index")))
-        made = make_missing(plan, args.shards, images=args.images).manifest
+        # Refuses other images, settings and library versions; nothing is removed, whatever happens.
+        made = make_missing(Plan(listing, settings), args.shards, images=args.images, remake=damaged).manifest
     numbers = [number for number, stats in enumerate(made.shards) if stats.name in damaged]
     left = [fault for number in numbers for fault in check_shard(folder.root, made, number, args.deep)]
     left += [fault for fault in _about_set(folder, made) if not fault.endswith(NOT_OURS)]

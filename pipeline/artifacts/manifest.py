@@ -13,12 +13,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.artifacts.label_maps import MAIN_MAP
 from pipeline.artifacts.names import MapName, Sha256, ShardName, first_problem
+from pipeline.artifacts.seal import CHECKSUM, sealed, unsealed
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.folders import Folder, folder_at
 
-MANIFEST_FORMAT_VERSION = 1
+MANIFEST_FORMAT_VERSION = 2  # 2: a checksum in the manifest, and of every image's source in its json
+READABLE_VERSIONS = (1, 2)
 MANIFEST_NAME = "manifest.json"
 QUARANTINE_NAME = "quarantine.jsonl"
 
@@ -122,8 +125,15 @@ class Manifest(_Record):
         return self.maps[name]
 
     def encode(self) -> bytes:
-        """Indented JSON with sorted keys."""
-        return (json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1) + "\n").encode()
+        """Indented JSON with sorted keys; since format 2 with a checksum."""
+        members = self.model_dump(mode="json")
+        members = sealed(members) if self.format_version > 1 else members
+        return (json.dumps(members, sort_keys=True, indent=1) + "\n").encode()
+
+    @property
+    def content_sha256(self) -> str:
+        """Hex SHA-256 of what every shard and index holds, by name and in order."""
+        return fingerprint(shards=[[shard.name, shard.sha256, shard.index_sha256] for shard in self.shards])
 
     @classmethod
     def read(cls, place: str | os.PathLike[str] | Folder) -> Manifest:
@@ -145,18 +155,21 @@ class Manifest(_Record):
             raise InputError(
                 f"{folder.root}: no {MANIFEST_NAME}, so these are no finished shards; run `make shards`"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path} cannot be read ({error}); run `make shards` again") from None
         version = loaded.get("format_version") if isinstance(loaded, dict) else None
-        if version != MANIFEST_FORMAT_VERSION:
+        if type(version) is not int or version not in READABLE_VERSIONS:
             raise InputError(
-                f"{path}: format version {version!r}, but this r2o reads {MANIFEST_FORMAT_VERSION}; "
-                "make the shards again"
+                f"{path}: format version {version!r}, but this r2o reads {' and '.join(map(str, READABLE_VERSIONS))}; "
+                "make the shards again, or take the r2o that made them"
             )
         try:
-            manifest = cls.model_validate(loaded)
+            manifest = cls.model_validate({name: value for name, value in loaded.items() if name != CHECKSUM})
+            unsealed(loaded, required=version > 1)  # after the members, of which one may be named
         except ValidationError as error:
             raise InputError(f"{path} is damaged ({first_problem(error)}); run `make shards` again") from None
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}); fetch it again, or run `make shards` again") from None
         if manifest.stored != sum(shard.samples for shard in manifest.shards):
             raise InputError(f"{path} is damaged: stored is not the sum over its shards; run `make shards` again")
         return manifest
@@ -184,6 +197,10 @@ def encode_quarantine(entries: Iterable[QuarantineEntry]) -> bytes:
 
 
 def read_quarantine(place: str | os.PathLike[str] | Folder) -> list[QuarantineEntry]:
-    """The quarantined images of a shard folder."""
-    lines = folder_at(place).read(QUARANTINE_NAME).split(b"\n")
-    return [QuarantineEntry.model_validate_json(line) for line in lines if line]
+    """The quarantined images of a shard folder. Raises InputError where a line is none."""
+    folder = folder_at(place)
+    lines = folder.read(QUARANTINE_NAME).split(b"\n")
+    try:
+        return [QuarantineEntry.model_validate_json(line) for line in lines if line]
+    except ValidationError:
+        raise InputError(f"{folder.root}/{QUARANTINE_NAME} is damaged; remove it and run `make shards` again") from None

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 SHOWN = 60  # characters of a wrong value
 
 ShardName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,199}-[0-9]{6,12}\.tar$")]
+Prefix = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,199}$")]  # of shards, before their number
 MapName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,100}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of a file, or a fingerprint
 

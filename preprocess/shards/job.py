@@ -1,25 +1,23 @@
 """The state of a set of shards in the making: what is done, what is left, and whose folder it is.
 
-Until the manifest is there, a hidden folder inside the shard folder holds `job.json`, which says what is being made,
-and a result per finished shard. So a job that was killed goes on where it was, and another one does not mix in.
+Until the manifest is there, a hidden folder in it holds the job's record and a note per shard that is done.
+So a job that was killed goes on where it was, and another one does not mix in.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.artifacts.fingerprint import differences
 from pipeline.artifacts.label_maps import MAIN_MAP
 from pipeline.artifacts.manifest import (
+    MANIFEST_FORMAT_VERSION,
     MANIFEST_NAME,
     QUARANTINE_NAME,
     Manifest,
@@ -27,81 +25,78 @@ from pipeline.artifacts.manifest import (
     ShardStats,
     encode_quarantine,
 )
-from pipeline.artifacts.names import Sha256
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import is_temporary
 from pipeline.foundation.folders import Folder, folder_at
 from pipeline.foundation.locks import held
+from preprocess.shards.folder.guard import replaceable, require_only_ours, shards_named
+from preprocess.shards.folder.records import ANOTHER, JOB_FOLDER, JOB_NAME, JobRecord, Note, read_job_record
 from preprocess.shards.make_one import ShardResult
-from preprocess.shards.plan import Plan
+from preprocess.shards.plan import Plan, ShardTask
+from preprocess.sources.listing import Source, stamps_digest
 
-JOB_FOLDER, JOB_NAME = ".job", "job.json"
-SHARD_FILE = re.compile(r"[A-Za-z0-9_-]+-\d{6,}\.(tar|index)")
-ANOTHER = "choose another SHARDS folder, or add --overwrite to make them again"
 REQUESTS = 16  # at a time, where files lie behind a URL
 
 
-class _JobRecord(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    settings: dict[str, Any]
-    versions: dict[str, str]
-    fingerprint: Sha256
-    listed: int
-
-
-def check_owner(folder: Folder, fingerprint: str) -> None:
-    """That the job of this fingerprint still works here. A worker asks before it publishes a shard.
-
-    Raises:
-        InputError: it ended, or another one has begun.
-    """
-    try:
-        record = _JobRecord.model_validate_json(folder.below(JOB_FOLDER).read(JOB_NAME))
-    except (FileNotFoundError, NotADirectoryError):
-        record = None
-    except ValidationError:
-        raise InputError(f"{folder.root}/{JOB_FOLDER}/{JOB_NAME}: damaged; {ANOTHER}") from None
-    if record is None or record.fingerprint != fingerprint:
-        raise InputError(f"{folder.root}: the job that wanted this shard is gone; nothing was written")
-
-
 class ShardJob:
-    """One plan in one folder, local or behind a URL. Nothing is written before `begin`."""
+    """One plan in one folder, local or behind a URL. Nothing is written before `begin`.
+
+    A set that a former release began or finished is completed in its own format.
+
+    Attributes:
+        manifest: of the finished set, where it is one.
+        results: of the shards that are done, by name, as long as it is not finished.
+        replaces: prefixes of former shards that `begin` removes.
+    """
 
     def __init__(self, place: str | os.PathLike[str] | Folder, plan: Plan) -> None:
         self.folder, self.plan = folder_at(place), plan
         self.job_folder = self.folder.below(JOB_FOLDER)
         self.manifest: Manifest | None = None
         self.results: dict[str, ShardResult] = {}
+        self.replaces: tuple[str, ...] = ()
+        self._stamps: dict[int, str] = {}
 
     def load(self, *, overwrite: bool = False) -> None:
-        """Read what is there already.
+        """Read what is there already. This very job goes on also with `overwrite`, which it may have begun with.
 
         Raises:
             InputError: the folder holds something else, or shards of other settings or images, and not `overwrite`.
         """
         root = self.folder.root
+        self.manifest, self.results, self.replaces = None, {}, ()
         try:
             found = set(self.folder.names())
         except NotADirectoryError:
             raise InputError(f"{root}: a file; SHARDS must be a folder") from None
         if found and not found & {MANIFEST_NAME, JOB_FOLDER}:
             raise InputError(f"{root}: holds {min(found)!r} but no shards; SHARDS must be an empty or new folder")
-        if overwrite:
-            return
-        self.manifest = self._read_manifest() if MANIFEST_NAME in found else None
-        if self.manifest is not None:
-            self._refuse_another(self.manifest)
         jobs = set(self.job_folder.names()) if JOB_FOLDER in found else set()
-        if JOB_NAME in jobs:
-            self._refuse_another(self._read_record())
+        if overwrite and found and self._begins_anew(found, jobs):
+            return
+        record = read_job_record(self.folder) if JOB_NAME in jobs else None
+        if record is not None and record.replaces:
+            self._adopt(record)
+            self.replaces = record.replaces
+            return
+        if MANIFEST_NAME in found:
+            self.manifest = self._read_manifest()
+            self._adopt(self.manifest)
+        if record is not None:
+            self._adopt(record)
             self.results = dict(self._read_results(jobs))
+        elif self.manifest is None:
+            require_only_ours(self.folder, found)
 
     @property
     def is_begun(self) -> bool:
         """Whether a job was here that has not ended."""
         return JOB_FOLDER in self.folder.names()
+
+    def task(self, number: int) -> ShardTask:
+        """The task that makes shard `number`; of a finished set the very shard that the manifest knows."""
+        expected = None if self.manifest is None else self.manifest.shards[number]
+        return replace(self.plan.task(number), expected=expected)
 
     def pending(self) -> list[int]:
         """Numbers of the shards that are not there yet, or no longer."""
@@ -115,19 +110,15 @@ class ShardJob:
             answers = threads.map(is_pending, range(len(self.plan)))
             return [number for number, answer in enumerate(answers) if answer]
 
-    def begin(self, *, overwrite: bool = False) -> None:
-        """Make the folder, say in it what is being made, and remove what killed writers left."""
-        if overwrite:
-            self._remove_shards()
+    def begin(self) -> None:
+        """Make the folder, say in it what is being made, remove what that replaces and what killed writers left."""
         self.folder.make()
         self.job_folder.make()
-        record = _JobRecord(
-            settings=self.plan.settings.content(),
-            versions=self.plan.versions,
-            fingerprint=self.plan.fingerprint,
-            listed=self.plan.total,
-        )
-        self.job_folder.write(JOB_NAME, record.model_dump_json() + "\n")
+        if self.replaces:
+            self._write_record(self.replaces)  # so that a job killed from here on goes on with the removal
+            self._remove_shards()
+        self._write_record(())
+        self.replaces = ()
         self._remove_temporaries()
 
     @contextmanager
@@ -147,8 +138,24 @@ class ShardJob:
         if self.manifest is not None and result.stats not in self.manifest.shards:
             where = f"{self.folder.root}/{name}"
             raise InputError(f"{where}: not what the manifest says, so its images have changed; {ANOTHER}")
+        self.note(self.plan.number(name), result)
+
+    def note(self, number: int, result: ShardResult) -> None:
+        """Have it on disk that a shard is done."""
+        name = self.plan.name(number)
         self.results[name] = result
-        self.job_folder.write(f"{name}.json", result.model_dump_json() + "\n")
+        self.job_folder.write(f"{name}.json", Note(result, self._stamps_of(number)).encode())
+
+    def sources(self, number: int) -> list[Source]:
+        """The images of a shard."""
+        return self.plan.sources(self.plan.positions(number))
+
+    def has_its_quarantine(self, manifest: Manifest) -> bool:
+        """Whether quarantine.jsonl is the one that the manifest names."""
+        try:
+            return hashlib.sha256(self.folder.read(QUARANTINE_NAME)).hexdigest() == manifest.quarantine_sha256
+        except FileNotFoundError:
+            return False
 
     def finish(self) -> Manifest:
         """Write quarantine and manifest, in this order, and remove the job's own folder."""
@@ -181,6 +188,7 @@ class ShardJob:
             return max(result.max_superpixels[name] for result in results)
 
         return Manifest(
+            format_version=self.plan.format_version,
             settings=settings.content(),
             versions=self.plan.versions,
             fingerprint=self.plan.fingerprint,
@@ -202,11 +210,7 @@ class ShardJob:
         ours = {name: result.stats for name, result in self.results.items()}
         if self.manifest is None:
             return ours
-        try:
-            quarantine = hashlib.sha256(self.folder.read(QUARANTINE_NAME)).hexdigest()
-        except FileNotFoundError:
-            quarantine = ""
-        if quarantine != self.manifest.quarantine_sha256:
+        if not self.has_its_quarantine(self.manifest):
             return ours  # only making them all again tells what was left out
         return {stats.name: stats for stats in self.manifest.shards}
 
@@ -221,26 +225,43 @@ class ShardJob:
         except InputError as error:
             raise InputError(f"{error} (add --overwrite to make them again)") from None
 
-    def _read_record(self) -> _JobRecord:
-        try:
-            return _JobRecord.model_validate_json(self.job_folder.read(JOB_NAME))
-        except ValidationError:
-            raise InputError(f"{self.job_folder.root}/{JOB_NAME}: damaged; {ANOTHER}") from None
-
     def _read_results(self, found: set[str]) -> Iterator[tuple[str, ShardResult]]:
+        """The shards that are done, but for those whose images were touched since they were listed for them."""
         names = [name for number in range(len(self.plan)) if f"{(name := self.plan.name(number))}.json" in found]
         with ThreadPoolExecutor(REQUESTS) as threads:
             for name, data in zip(
                 names, threads.map(lambda name: self.job_folder.read(f"{name}.json"), names), strict=True
             ):
                 try:
-                    yield name, ShardResult.model_validate_json(data)
-                except ValidationError:
+                    note = Note.decode(data, format_version=self.plan.format_version)
+                except ValueError:
                     path = f"{self.job_folder.root}/{name}.json"
                     raise InputError(f"{path}: damaged; remove it and run the same command again") from None
+                if note.result.stats.name == name and note.stamps in (None, self._stamps_of(self.plan.number(name))):
+                    yield name, note.result
 
-    def _refuse_another(self, theirs: Manifest | _JobRecord) -> None:
-        if theirs.fingerprint == self.plan.fingerprint:
+    def _stamps_of(self, number: int) -> str:
+        if number not in self._stamps:
+            self._stamps[number] = stamps_digest(self.sources(number))
+        return self._stamps[number]
+
+    def _begins_anew(self, found: set[str], jobs: set[str]) -> bool:
+        """With --overwrite: whether what is there gives way. It does not where this very job was at work."""
+        record = None
+        with suppress(InputError):
+            record = read_job_record(self.folder) if JOB_NAME in jobs else None
+            if record is not None:
+                self._adopt(record)
+                return False
+        self.plan = replace(self.plan, format_version=MANIFEST_FORMAT_VERSION)
+        self.replaces = replaceable(self.folder, found, record, own=self.plan.settings.prefix)
+        return True
+
+    def _adopt(self, theirs: Manifest | JobRecord) -> None:
+        """Take over the format of what is there. Raises InputError where it is another job's."""
+        plan = replace(self.plan, format_version=theirs.format_version)
+        if theirs.fingerprint == plan.fingerprint:
+            self.plan = plan
             return
         changed = differences(self.plan.settings.content(), theirs.settings)
         changed += differences(self.plan.versions, theirs.versions, "version of ")
@@ -249,14 +270,25 @@ class ShardJob:
             changed = [f"the list of images: {same if listed == theirs.listed else f'{theirs.listed} → {listed}'}"]
         raise InputError(f"{self.folder.root}: its shards are of another job ({'; '.join(changed)}); {ANOTHER}")
 
+    def _write_record(self, replaces: tuple[str, ...]) -> None:
+        record = JobRecord(
+            settings=self.plan.settings.content(),
+            versions=self.plan.versions,
+            fingerprint=self.plan.fingerprint,
+            listed=self.plan.total,
+            format_version=self.plan.format_version,
+            replaces=replaces,
+        )
+        self.job_folder.write(JOB_NAME, record.encode())
+
     def _remove_shards(self) -> None:
         """Manifest first, so that no reader takes the rest for a whole set."""
         found = self.folder.names()
-        for name in (MANIFEST_NAME, QUARANTINE_NAME, *filter(SHARD_FILE.fullmatch, found)):
+        for name in (MANIFEST_NAME, QUARANTINE_NAME, *shards_named(self.replaces, found)):
             if name in found:
                 self.folder.remove(name)
         for name in self.job_folder.names():
-            if name.endswith(".json"):
+            if name.endswith(".json") and name != JOB_NAME:
                 self.job_folder.remove(name)
 
     def _remove_temporaries(self) -> None:

@@ -45,10 +45,11 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class Plan:
-    """A list of images cut into shards, in a seeded order."""
+    """A list of images cut into shards, in a seeded order. `format_version` is of the shards."""
 
     listing: Listing
     settings: ShardSettings
+    format_version: int = MANIFEST_FORMAT_VERSION
 
     def __len__(self) -> int:
         return math.ceil(self.total / self.settings.images_per_shard)
@@ -61,6 +62,10 @@ class Plan:
     def name(self, number: int) -> str:
         """File name of a shard."""
         return f"{self.settings.prefix}-{number:06d}.tar"
+
+    def number(self, name: str) -> int:
+        """The reverse of `name`."""
+        return int(name.removeprefix(f"{self.settings.prefix}-").removesuffix(".tar"))
 
     def positions(self, number: int) -> range:
         """Places in the seeded order, and with them the keys, of a shard's images."""
@@ -85,6 +90,7 @@ class Plan:
             settings=self.settings,
             versions=self.versions,
             fingerprint=self.fingerprint,
+            format_version=self.format_version,
         )
 
     def tasks(self) -> Iterator[ShardTask]:
@@ -100,7 +106,7 @@ class Plan:
     def fingerprint(self) -> str:
         """Hash of all that decides the content: settings, list of images, library versions, format."""
         return fingerprint(
-            format_version=MANIFEST_FORMAT_VERSION,
+            format_version=self.format_version,
             settings=self.settings.content(),
             versions=self.versions,
             images=self.listing.sha256,

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +17,16 @@ from typing import Any, NamedTuple
 from pipeline.artifacts.manifest import Manifest, read_quarantine
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.progress import Progress, format_seconds
+from preprocess.shards.folder.guard import require_apart
 from preprocess.shards.job import ShardJob
 from preprocess.shards.make_one import ShardResult
 from preprocess.shards.plan import Plan
+from preprocess.shards.second_try import readable_again, take_back, unread_before
 from preprocess.shards.worker import make_shard_isolated
 
 TASKS_PER_CPU = 2
 SHOWN_REASONS = 10
+SECOND_TRIES = 2
 REACH_SECONDS = 10
 OBJECT_STORE_BYTES = 100 * 2**20  # tasks and their results are small; Ray's default takes 30 % of the memory
 
@@ -36,28 +39,42 @@ class Made(NamedTuple):
 
 
 def make_missing(
-    plan: Plan, shards: str, *, images: str, overwrite: bool = False, environment: Mapping[str, Any] | None = None
+    plan: Plan,
+    shards: str,
+    *,
+    images: str,
+    overwrite: bool = False,
+    remake: Collection[str] = (),
+    environment: Mapping[str, Any] | None = None,
 ) -> Made:
     """Make what is missing of a plan's shards, and finish the set. Where nothing is, Ray is not started.
+
+    Shards that lack images which could not be opened then, and can be now, are made again.
 
     Args:
         shards: folder of the set, a path or a URL.
         images: what the plan lists, for people.
         overwrite: replace shards of other settings or images.
+        remake: names of shards of a finished set that are damaged; each is replaced by what the manifest names, or by
+            nothing.
         environment: Ray's runtime_env for a cluster's workers.
     Raises:
-        InputError: the folder is another job's, an input is damaged, or Ray cannot be had. OSError: a disk failed.
+        InputError: the folder is another job's or lies among the images, an input is damaged, or Ray cannot be had.
+        OSError: a disk failed.
     """
     job = ShardJob(shards, plan)
+    require_apart(plan.listing, job.folder)
     job.load(overwrite=overwrite)
-    if job.manifest is not None and not job.is_begun and not job.pending():
-        print(f"{shards}: finished and unchanged, {_counts(job.manifest)}")
+    if job.manifest is not None and not (job.is_begun or remake or job.pending() or readable_again(job)):
+        print(f"{shards}: finished before, of images with these names and sizes; {_counts(job.manifest)}")
         return Made(job.mark_limit(), anything=False)
     with job.lock():
         job.load(overwrite=overwrite)
-        job.begin(overwrite=overwrite)
+        job.begin()
         print(described(plan, images), file=sys.stderr)
-        return Made(_execute(job, shards, environment or {}), anything=True)
+        if again := readable_again(job):
+            take_back(job, again)
+        return Made(_execute(job, shards, remake, environment or {}), anything=True)
 
 
 def described(plan: Plan, images: str) -> str:
@@ -68,22 +85,20 @@ def described(plan: Plan, images: str) -> str:
     )
 
 
-def _execute(job: ShardJob, shards: str, environment: Mapping[str, Any]) -> Manifest:
+def _execute(job: ShardJob, shards: str, remake: Collection[str], environment: Mapping[str, Any]) -> Manifest:
     """Make every pending shard and finish the job, with progress; prints a summary."""
     start = time.monotonic()
-    pending, total = job.pending(), job.plan.total
-    left = sum(len(job.plan.positions(number)) for number in pending)
-    bad = sum(len(result.quarantine) for result in job.results.values())
-    progress = Progress("shards", total, "images", done=total - left)
+    pending = sorted({*job.pending(), *map(job.plan.number, remake)})
     if len(pending) < len(job.plan):
         print(f"going on: {len(job.plan) - len(pending)} of {len(job.plan)} shards are there", file=sys.stderr)
-    written = 0
-    for result in _results(job, pending, environment):
-        job.record(result)
-        written += result.stats.bytes
-        bad += len(result.quarantine)
-        megabytes = written / 1e6 / (time.monotonic() - start)
-        progress.advance(result.stats.samples + len(result.quarantine), extra=f"{megabytes:.3g} MB/s  {bad} bad")
+    _make(job, pending, environment)
+    for _ in range(SECOND_TRIES):
+        if not (again := readable_again(job)):
+            break
+        print(f"{len(again)} shards lack images that can be opened again; making those once more", file=sys.stderr)
+        take_back(job, again)
+        _make(job, again, environment)
+    unread = sum(map(len, unread_before(job).values()))
     core_hours = sum(result.seconds for result in job.results.values()) / 3600
     manifest = job.finish()
     took = time.monotonic() - start
@@ -93,7 +108,23 @@ def _execute(job: ShardJob, shards: str, environment: Mapping[str, Any]) -> Mani
         print(f"  {count} quarantined: {reason}")
     if len(reasons) > SHOWN_REASONS:
         print(f"  … and {len(reasons) - SHOWN_REASONS} other reasons; all of them are in quarantine.jsonl")
+    if unread:
+        print(f"  {unread} of them could not be opened; the same command tries those again")
     return manifest
+
+
+def _make(job: ShardJob, numbers: Sequence[int], environment: Mapping[str, Any]) -> None:
+    """Make and note shards, with a line of progress over all images of the job."""
+    start, written = time.monotonic(), 0
+    left = sum(len(job.plan.positions(number)) for number in numbers)
+    bad = sum(len(result.quarantine) for result in job.results.values())
+    progress = Progress("shards", job.plan.total, "images", done=job.plan.total - left)
+    for result in _results(job, numbers, environment):
+        job.record(result)
+        written += result.stats.bytes
+        bad += len(result.quarantine)
+        megabytes = written / 1e6 / (time.monotonic() - start)
+        progress.advance(result.stats.samples + len(result.quarantine), extra=f"{megabytes:.3g} MB/s  {bad} bad")
 
 
 def _results(job: ShardJob, pending: Sequence[int], environment: Mapping[str, Any]) -> Iterator[ShardResult]:
@@ -109,7 +140,7 @@ def _results(job: ShardJob, pending: Sequence[int], environment: Mapping[str, An
         waiting = iter(pending)
         while True:
             for number in itertools.islice(waiting, max(0, most_running() - len(running))):
-                task = job.plan.task(number)
+                task = job.task(number)
                 running[remote.remote(task, folder=job.folder.root)] = task.name
             if not running:
                 return

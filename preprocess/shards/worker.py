@@ -27,7 +27,7 @@ from typing import Any
 
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.folders import Folder, folder_at
-from preprocess.shards.job import check_owner
+from preprocess.shards.folder.records import check_owner
 from preprocess.shards.make_one import ShardResult, Watch, make_shard, pack_sample, read_source
 from preprocess.shards.plan import ShardTask
 from preprocess.sources.reader import Reader

@@ -131,7 +131,8 @@ def _archives_of(origin: Origin, kind: str) -> list[str]:
 
 
 def _list_folder(origin: Origin, chosen: Selection) -> Listing:
-    listing = Listing(root=origin.folder.root, kind="files", described="a folder")
+    root = origin.folder.root
+    listing = Listing(root=root, kind="files", described="a folder", walked=root)
     chosen.add(listing, images_below(origin.folder))
     listing.described = "class folders" if listing.has_classes else listing.described
     return listing
@@ -141,7 +142,8 @@ def _list_coco(origin: Origin, chosen: Selection) -> Listing:
     folder, split = origin.folder, origin.settings.split
     if split not in folder.names():
         raise InputError(f"{folder.root}: no folder {split}; set shards.source.split to the one that holds images")
-    listing = Listing(root=folder.root, kind="files", described=f"COCO's {split}", class_folders=False)
+    walked = folder.below(split).root
+    listing = Listing(root=folder.root, kind="files", described=f"COCO's {split}", class_folders=False, walked=walked)
     prefix = os.fsencode(split) + b"/"
     found = images_below(folder.below(split))
     chosen.add(listing, (source and source._replace(name=prefix + source.name) for source in found))

@@ -76,6 +76,7 @@ class Listing:
         described: what the source is, for people.
         class_folders: whether the first folder level may name classes.
         column: the one that holds the image, for kind rows.
+        walked: the folder of which everything below is looked at, where there is one.
         may_repeat: whether the source can name an image twice, as a list or an archive can and a folder cannot; to find
             that out takes 8 bytes of memory an image.
     """
@@ -88,8 +89,10 @@ class Listing:
         described: str,
         class_folders: bool = True,
         column: str | None = None,
+        walked: str | None = None,
         may_repeat: bool = False,
     ) -> None:
+        self.walked = walked
         self.root, self.kind, self.described, self.class_folders = root, kind, described, class_folders
         self.column, self.ignored, self.all_gone = column, 0, False
         # Stamps lie apart from the records: `sha256`, and with it the fingerprint of a set, knows nothing of time.

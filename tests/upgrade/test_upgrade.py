@@ -9,6 +9,7 @@ import io
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pipeline.artifacts.manifest import Manifest, read_quarantine
 from pipeline.artifacts.sample import decode_label_map
 from pipeline.foundation.settings import load_settings
 from preprocess.config import ShardSettings
-from preprocess.shards import make_one, plan
+from preprocess.shards import make_one, plan, ray_driver
 from preprocess.shards.job import ShardJob
 from preprocess.shards.make_one import make_shard
 from preprocess.shards.plan import Plan
@@ -82,7 +83,25 @@ def test_finished_shards_are_whole_and_read_to_the_bit() -> None:
 
 def test_the_same_images_and_settings_are_the_same_job(versions_of_then: Manifest) -> None:
     with list_images(LEFT / "images") as listing:
-        assert Plan(listing, settings_of(versions_of_then)).fingerprint == versions_of_then.fingerprint
+        plan = Plan(listing, settings_of(versions_of_then))
+        assert replace(plan, format_version=1).fingerprint == versions_of_then.fingerprint
+        job = ShardJob(SHARDS, plan)
+        job.load()
+        assert (job.pending(), job.plan.format_version, job.task(1).expected) == ([], 1, versions_of_then.shards[1])
+
+
+def test_a_shard_that_was_lost_is_made_again_to_the_bit_in_its_own_format(
+    versions_of_then: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(SHARDS, tmp_path / "shards"))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "r2o-000002.tar").unlink()
+    monkeypatch.setattr(
+        ray_driver, "_results", lambda job, numbers, _: (make_shard(job.task(n), folder=job.folder) for n in numbers)
+    )
+    with list_images(LEFT / "images") as listing:
+        ray_driver.make_missing(Plan(listing, settings_of(versions_of_then)), str(folder), images="images")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_an_unfinished_job_is_finished_and_what_was_done_stays(versions_of_then: Manifest, tmp_path: Path) -> None:

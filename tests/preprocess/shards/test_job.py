@@ -25,7 +25,7 @@ def work(job: ShardJob, *, most: int | None = None, overwrite: bool = False) -> 
     """What the driver does, without Ray; stops after `most` shards. The numbers of the shards made."""
     job.load(overwrite=overwrite)
     with job.lock():
-        job.begin(overwrite=overwrite)
+        job.begin()
         made = job.pending()[:most]
         for number in made:
             job.record(make_shard(job.plan.task(number), folder=job.folder))
