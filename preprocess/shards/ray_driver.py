@@ -66,7 +66,7 @@ def make_missing(
     require_apart(plan.listing, job.folder)
     job.load(overwrite=overwrite)
     if job.manifest is not None and not (job.is_begun or remake or job.pending() or readable_again(job)):
-        print(f"{shards}: finished before, of images with these names and sizes; {_counts(job.manifest)}")
+        print(f"{shards}: finished, and the images unchanged by name and size; {_counts(job.manifest)}")
         return Made(job.mark_limit(), anything=False)
     with job.lock():
         job.load(overwrite=overwrite)

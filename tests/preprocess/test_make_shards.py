@@ -117,7 +117,7 @@ def test_a_rerun_starts_no_ray_and_says_so(cluster, images, tmp_path, capsys):
     done = run(*arguments, RAY_ADDRESS="127.0.0.1:1")
     assert time.monotonic() - start < 10
     assert (done.returncode, done.stderr) == (0, "")
-    assert "finished and unchanged, 199 of 200 images" in done.stdout
+    assert "finished, and the images unchanged by name and size; 199 of 200 images" in done.stdout
     assert done.stdout.count("\n") == 1
     (tmp_path / "s" / "r2o-000007.tar").unlink()
     broken = run(*arguments, RAY_ADDRESS="127.0.0.1:1")
