@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.artifacts.results import Results, Spread
 from pipeline.artifacts.run_files import CONFIG_NAME, RESULTS_NAME, evaluation_folder
+from pipeline.foundation.files import refuse_link
 from train.models.backbone import VIT_SIZES
 from train.run.log import read_log
 
@@ -134,6 +135,7 @@ def _figures(run: Path, step: int | None, *, fingerprint: str) -> str:
     for figure in ("knn_top1", "abo"):
         if probes := _until(read_log(run, figure=figure), step):
             lines.append(f"Last probe, {figure}: {probes[-1][figure]:.4f} at step {probes[-1]['step']:.0f}.")
+    refuse_link(run / evaluation_folder("voc"))
     results = Results.read(run / evaluation_folder("voc") / RESULTS_NAME)
     if step is None and results is not None and results.backbone.run_fingerprint == fingerprint:
         lines += [_voc_line(init, results.spread(init, "mean_iou")) for init in results.inits]
