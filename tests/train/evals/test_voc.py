@@ -156,7 +156,7 @@ def text(path: Path, content: str) -> None:
 
 CASES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "no run": (lambda run, voc: (run / "backbone.pt").unlink(), "no backbone.pt"),
-    "not weights": (lambda run, voc: text(run / "backbone.pt", "x"), "not a file of weights"),
+    "not weights": (lambda run, voc: text(run / "backbone.pt", "x"), "backbone.pt is damaged"),
     "not VOC": (lambda run, voc: (voc / "JPEGImages").rename(voc / "other"), "no JPEGImages in it"),
     "no list": (lambda run, voc: (voc / "ImageSets/Segmentation/val.txt").unlink(), "val.txt cannot be read"),
     "empty list": (lambda run, voc: text(voc / "ImageSets/Segmentation/train.txt", "\n"), "train.txt is empty"),
