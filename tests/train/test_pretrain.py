@@ -257,7 +257,7 @@ def test_a_card_shows_the_scores_of_these_very_weights_only(copied: Path, tmp_pa
 def test_export_takes_nothing_from_another_run_and_overwrites_nothing_of_its_own(copied: Path, tmp_path: Path) -> None:
     record, newest = json.loads((copied / "run.json").read_text()), checkpoints(copied)[-1]
     for own in (copied / "backbone.pt", newest):
-        with pytest.raises(InputError, match="is the run's own; choose another OUT"):
+        with pytest.raises(InputError, match="is a run's own; choose another OUT"):
             export(copied, own, format="timm")
     (tmp_path / "folder.pth").mkdir()
     with pytest.raises(InputError, match="is a folder"):

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ WRAPPERS = {  # what mmengine, our own backbone.pt and detectron2 keep a state d
     "state_dict": {"meta", "format", "format_version", "backbone", "mean", "std", "fingerprint"},
     "model": {"__author__", "matching_heuristics"},
 }
+_SAFETENSORS_RAISES = (OSError, RuntimeError, LookupError, ValueError, SafetensorError)
 _TIMM_VIT = {
     "ln_1.": "norm1.", "self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj.": "attn.proj.",
     "ln_2.": "norm2.", "mlp.0.": "mlp.fc1.", "mlp.3.": "mlp.fc2.",
@@ -127,6 +129,24 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], format: str, *, met
     write_atomic(path, buffer.getvalue())
 
 
+def metadata_of(path: Path) -> dict[str, str] | None:
+    """What a `.safetensors` says beside its weights; None where a file is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except _SAFETENSORS_RAISES:
+        return None
+
+
+def is_file_of_weights(path: Path) -> bool:
+    """Whether a file begins and ends as one of torch.save, or as a `.safetensors`; its content is not read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return metadata_of(path) is not None
+
+
 def sha256_of_weights(weights: Mapping[str, Tensor]) -> str:
     """Hex SHA-256 of names, dtypes, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
@@ -193,7 +213,7 @@ def _read(path: Path) -> Any:
         with safe_open(path, framework="pt") as file:
             digest = (file.metadata() or {}).get(DIGEST)
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 it is no dict
-    except (OSError, RuntimeError, LookupError, ValueError, SafetensorError) as error:
+    except _SAFETENSORS_RAISES as error:
         why = f"{type(error).__name__}: {error}".partition("\n")[0][:120]
         raise InputError(f"{path} is not a file of weights ({why})") from None
     if digest is not None and digest != sha256_of_weights(weights):

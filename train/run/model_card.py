@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ READING = {
     ".safetensors": 'import torch\nfrom safetensors.torch import load_file\nweights = load_file("{path}")',
     ".pth": 'import torch\nweights = torch.load("{path}", weights_only=True)',
 }
-
+MARK = "<!-- Written by r2o export. SHA-256 of the text above: "  # last, where no reader of Markdown shows it
+HEADINGS = ("## Loading", "## Figures", "## Origin", "## Settings")
+OF_0_1_0 = ("---\nlibrary_name: ", "pretrained by Region-to-Object representation learning")
 
 Normalization = Mapping[str, tuple[float, ...]]  # mean and std
 
@@ -95,12 +98,28 @@ def model_card(
         f"{what} Method: {method}. {left_out}",
         "Input: RGB in [0, 1], minus mean {mean}, divided by std {std}.".format(**normalization),
         "License: for who publishes the weights to choose; that of the training images may bind it.",
-        f"## Loading\n\n```python\n{loading}\n```",
-        f"## Figures\n\n{_figures(run, step, fingerprint=record['fingerprint'])}",
-        f"## Origin\n\n{_origin(record)}",
-        f"## Settings\n\n```yaml\n{(run / CONFIG_NAME).read_text(encoding='utf-8').rstrip()}\n```",
+        f"{HEADINGS[0]}\n\n```python\n{loading}\n```",
+        f"{HEADINGS[1]}\n\n{_figures(run, step, fingerprint=record['fingerprint'])}",
+        f"{HEADINGS[2]}\n\n{_origin(record)}",
+        f"{HEADINGS[3]}\n\n```yaml\n{(run / CONFIG_NAME).read_text(encoding='utf-8').rstrip()}\n```",
     ]
-    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+    return _marked("\n\n".join(part.rstrip() for part in parts) + "\n\n")
+
+
+def _marked(text: str) -> str:
+    return f"{text}{MARK}{hashlib.sha256(text.encode()).hexdigest()} -->\n"
+
+
+def is_model_card(content: bytes) -> bool:
+    """Whether this is what `model_card` once wrote, and nobody has edited since. Cards of 0.1.0 have no mark."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return False
+    above, mark, _ = text.partition(MARK)
+    if mark:
+        return text == _marked(above)
+    return text.startswith(OF_0_1_0[0]) and all(part in text for part in (OF_0_1_0[1], *HEADINGS))
 
 
 def _loading(weights: Path, name: str, format: str, *, image_size: int, normalization: Normalization) -> str:
