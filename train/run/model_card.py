@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.results import Results, Spread
-from pipeline.artifacts.run_files import CONFIG_NAME, RESULTS_NAME, evaluation_folder
+from pipeline.artifacts.run_files import RESULTS_NAME, evaluation_folder
 from pipeline.foundation.files import refuse_link
 from train.models.backbone import VIT_SIZES
+from train.run.folder import run_config
 from train.run.log import read_log
 
 SHOWN = ("loss", "num_clusters", "prediction_std", "projection_std", "valid_fraction")
@@ -61,8 +62,14 @@ READING = {
     ".pth": 'import torch\nweights = torch.load("{path}", weights_only=True)',
 }
 MARK = "<!-- Written by r2o export. SHA-256 of the text above: "  # last, where no reader of Markdown shows it
-HEADINGS = ("## Loading", "## Figures", "## Origin", "## Settings")
-OF_0_1_0 = ("---\nlibrary_name: ", "pretrained by Region-to-Object representation learning")
+STARTED_0_1_0 = "---\nlibrary_name: "
+HELD_0_1_0 = (
+    "pretrained by Region-to-Object representation learning\n",
+    "\n## Loading\n",
+    "\n## Figures\n",
+    "\n## Origin\n",
+    "\n## Settings\n",
+)
 
 Normalization = Mapping[str, tuple[float, ...]]  # mean and std
 
@@ -98,10 +105,10 @@ def model_card(
         f"{what} Method: {method}. {left_out}",
         "Input: RGB in [0, 1], minus mean {mean}, divided by std {std}.".format(**normalization),
         "License: for who publishes the weights to choose; that of the training images may bind it.",
-        f"{HEADINGS[0]}\n\n```python\n{loading}\n```",
-        f"{HEADINGS[1]}\n\n{_figures(run, step, fingerprint=record['fingerprint'])}",
-        f"{HEADINGS[2]}\n\n{_origin(record)}",
-        f"{HEADINGS[3]}\n\n```yaml\n{(run / CONFIG_NAME).read_text(encoding='utf-8').rstrip()}\n```",
+        f"## Loading\n\n```python\n{loading}\n```",
+        f"## Figures\n\n{_figures(run, step, fingerprint=record['fingerprint'])}",
+        f"## Origin\n\n{_origin(record)}",
+        f"## Settings\n\n```yaml\n{run_config(run).rstrip()}\n```",
     ]
     return _marked("\n\n".join(part.rstrip() for part in parts) + "\n\n")
 
@@ -119,7 +126,7 @@ def is_model_card(content: bytes) -> bool:
     above, mark, _ = text.partition(MARK)
     if mark:
         return text == _marked(above)
-    return text.startswith(OF_0_1_0[0]) and all(part in text for part in (OF_0_1_0[1], *HEADINGS))
+    return text.startswith(STARTED_0_1_0) and all(part in text for part in HELD_0_1_0)
 
 
 def _loading(weights: Path, name: str, format: str, *, image_size: int, normalization: Normalization) -> str:
