@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.artifacts.run_files import BACKBONE_NAME, CHECKPOINTS_FOLDER, CONFIG_NAME, RECORD_NAME
+from pipeline.artifacts.run_files import BACKBONE_NAME, CHECKPOINTS_FOLDER, RECORD_NAME
 from pipeline.foundation.errors import InputError, exit_code_of, os_errors_named
 from pipeline.foundation.files import write_atomic
-from pipeline.foundation.settings import load_settings
-from train.config.pretrain import PretrainSettings
 from train.engine.checkpoint import checkpoints, read_checkpoint
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, image_size_of
 from train.models.backbone_file import ExportedBackbone, load_run_backbone, mismatch
@@ -29,7 +27,7 @@ from train.models.formats import (
     to_format,
     write_weights,
 )
-from train.run.folder import read_record
+from train.run.folder import read_record, run_settings
 from train.run.model_card import is_model_card, model_card
 
 FACTS = ("backbone", "names", "fingerprint")  # in the metadata
@@ -55,7 +53,8 @@ def export(run: Path, out: Path, *, format: str, checkpoint: Path | None = None,
     _check_replaced(card_path, "model card", lambda path: is_model_card(path.read_bytes()))
     if heads:
         _check_replaced(heads_path, "file of heads", _are_heads)
-    state = read_checkpoint(checkpoint) if checkpoint else None
+    in_run = checkpoint is not None and checkpoint.absolute().is_relative_to(run.absolute())
+    state = read_checkpoint(checkpoint, own=in_run) if checkpoint else None
     exported = load_run_backbone(run) if state is None else _of_checkpoint(run, state)
     record = read_record(run)
     if record is None or record["fingerprint"] != exported.fingerprint:
@@ -109,7 +108,7 @@ def _are_heads(path: Path) -> bool:
 
 def _of_checkpoint(run: Path, state: Mapping[str, Any]) -> ExportedBackbone:
     """The online backbone of a checkpoint."""
-    name = load_settings(PretrainSettings, "pretrain", run / CONFIG_NAME).model.backbone
+    name = run_settings(run).model.backbone
     weights = _online_backbone(state)
     if problem := mismatch(name, weights):
         raise InputError(f"the checkpoint is not of {run}: {problem}")

@@ -168,6 +168,17 @@ def with_changed_results(run: Path) -> str:
     return "results.json: its checksum is missing"
 
 
+def with_linked_backbone(run: Path) -> str:
+    (run / "backbone.pt").rename(run / "elsewhere.pt")
+    (run / "backbone.pt").symlink_to("elsewhere.pt")
+    return "backbone.pt: a link"
+
+
+def with_a_changed_record(run: Path) -> str:
+    (run / "run.json").write_text(json.dumps({**RECORD, "fingerprint": "../x"}))
+    return "run.json is damaged"
+
+
 def with_a_flipped_bit(run: Path) -> str:
     data = bytearray((run / "backbone.pt").read_bytes())
     data[len(data) // 2] ^= 1
@@ -175,7 +186,13 @@ def with_a_flipped_bit(run: Path) -> str:
     return "backbone.pt is damaged"
 
 
-@pytest.mark.parametrize("spoil", [without_config, with_linked_results, with_changed_results, with_a_flipped_bit])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        without_config, with_linked_results, with_changed_results, with_linked_backbone, with_a_changed_record,
+        with_a_flipped_bit,
+    ],
+)  # fmt: skip
 def test_what_is_wrong_is_one_line_and_nothing_is_written(
     run: Path, out: Path, spoil: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
