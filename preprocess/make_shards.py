@@ -24,7 +24,7 @@ from pipeline.foundation.errors import InputError, exit_code_of, os_errors_named
 from pipeline.foundation.exit_codes import EXIT_TOO_MANY_BAD
 from pipeline.foundation.settings import load_settings
 from preprocess.config import ShardSettings
-from preprocess.shards.contact_sheet import contact_sheet, write_sheet
+from preprocess.shards.contact_sheet import check_sheet, contact_sheet, write_sheet
 from preprocess.shards.plan import Plan
 from preprocess.shards.ray_driver import described, make_missing
 from preprocess.shards.worker import make_shard_isolated
@@ -57,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     settings = load_settings(ShardSettings, "shards", args.config, args.set)
     environment = _runtime_env(args.runtime_env)
+    if args.sheet:
+        check_sheet(args.sheet)
     with os_errors_named(args.shards), list_images(args.images, settings.source) as listing:
         plan = Plan(listing, settings)
         if args.dry_run:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.artifacts.label_maps import MAIN_MAP
 from pipeline.foundation.errors import exit_code_of
-from preprocess.shards.contact_sheet import contact_sheet, write_sheet
+from preprocess.shards.contact_sheet import check_sheet, contact_sheet, write_sheet
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    check_sheet(args.out)
     picture = contact_sheet(args.shards, count=args.count, shards=args.shard, keys=args.key, map_name=args.map)
     write_sheet(picture, args.out)
     print(f"superpixels: {args.out}")

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.artifacts.seal import sealed, unsealed
 from pipeline.foundation.errors import InputError
+from pipeline.foundation.files import read_own
 
-RESULTS_FORMAT_VERSION = 1
+RESULTS_FORMAT_VERSION = 2  # 1, of release 0.1.0, has no checksum
 
 
 class BackboneOrigin(BaseModel):
@@ -54,17 +56,26 @@ class Results(BaseModel):
         """The results at a path, None where there are none.
 
         Raises:
-            InputError: they are damaged, or of another format.
+            InputError: they are damaged, changed, of another format, or a link.
         """
+        no_results = f"{path}: no results that this r2o reads; run the evaluation again, or move the file away"
         try:
-            found = cls.model_validate_json(path.read_bytes())
+            loaded = json.loads(read_own(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValidationError):
-            found = None
-        if found is None or found.format_version != RESULTS_FORMAT_VERSION:
-            raise InputError(f"{path}: no results that this r2o reads; run the evaluation again, or move the file away")
-        return found
+        except InputError:
+            raise
+        except (OSError, ValueError, RecursionError):
+            raise InputError(no_results) from None
+        version = loaded.get("format_version") if isinstance(loaded, dict) else None
+        if version not in (1, RESULTS_FORMAT_VERSION):
+            raise InputError(no_results)
+        try:
+            return cls.model_validate(unsealed(loaded, required=version != 1))
+        except ValidationError:
+            raise InputError(no_results) from None
+        except ValueError as error:
+            raise InputError(f"{path}: {error}; run the evaluation again, or move the file away") from None
 
     def spread(self, init: str, score: str) -> Spread:
         """One score's spread over the seeds. Raises KeyError where the evaluation has no such score."""
@@ -72,9 +83,13 @@ class Results(BaseModel):
 
 
 def encode_results(members: Mapping[str, Any]) -> str:
-    """Results as the text of `results.json`, members in the order given. Raises ValueError where one is missing."""
+    """Results as the text of `results.json`, members in the order given, then their checksum.
+
+    Raises:
+        ValueError: one is missing, or holds what JSON does not know.
+    """
     Results.model_validate(members)
-    return encode_json(members)
+    return encode_json(sealed(members))
 
 
 def encode_json(value: Mapping[str, Any]) -> str:

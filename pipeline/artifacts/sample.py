@@ -6,7 +6,6 @@ upright image. The label map, any crop box and any feature map cover that same s
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import struct
@@ -16,12 +15,13 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+
+from pipeline.artifacts.png import PNG_SIGNATURE, open_whole_png, png_chunk
 
 IMAGE_MEMBER = "jpg"
 META_MEMBER = "json"
 MAX_8BIT_LABELS = 256
-PNG_SIGNATURE, PNG_GREY, PNG_UP = b"\x89PNG\r\n\x1a\n", 0, 2
+PNG_GREY, PNG_UP = 0, 2
 PNG_START = PNG_SIGNATURE + b"\0\0\0\x0dIHDR"
 IDAT_AT = 33  # after signature and header
 
@@ -122,11 +122,7 @@ def encode_label_map(label_map: np.ndarray) -> bytes:
         (b"IDAT", compressor.compress(filtered.tobytes()) + compressor.flush()),
         (b"IEND", b""),
     )
-    return PNG_SIGNATURE + b"".join(_png_chunk(kind, data) for kind, data in chunks)
-
-
-def _png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return PNG_SIGNATURE + b"".join(png_chunk(kind, data) for kind, data in chunks)
 
 
 def decode_label_map(data: bytes) -> np.ndarray:
@@ -135,12 +131,12 @@ def decode_label_map(data: bytes) -> np.ndarray:
     if own is not None:
         return own
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.mode not in ("L", "I;16"):
-                raise ValueError(f"a label map is a grey PNG, not one of mode {image.mode}")
-            return np.asarray(image)
-    except (OSError, SyntaxError) as error:
+        image = open_whole_png(data)
+    except ValueError as error:
         raise ValueError(f"label map is not a whole PNG: {error}") from None
+    if image.mode not in ("L", "I;16"):
+        raise ValueError(f"a label map is a grey PNG, not one of mode {image.mode}")
+    return np.asarray(image)
 
 
 def _decode_own(data: bytes) -> np.ndarray | None:
@@ -150,12 +146,17 @@ def _decode_own(data: bytes) -> np.ndarray | None:
     width, height, depth, *kind = struct.unpack(">IIBBBBB", data[16:29])
     (size,) = struct.unpack(">I", data[IDAT_AT : IDAT_AT + 4])
     packed = data[IDAT_AT + 8 : IDAT_AT + 8 + size]
-    chunks = _png_chunk(b"IHDR", data[16:29]) + _png_chunk(b"IDAT", packed) + _png_chunk(b"IEND", b"")
+    chunks = png_chunk(b"IHDR", data[16:29]) + png_chunk(b"IDAT", packed) + png_chunk(b"IEND", b"")
     if depth not in (8, 16) or kind != [PNG_GREY, 0, 0, 0] or data != PNG_SIGNATURE + chunks:
+        return None
+    if not width or not height:
         return None
     stride = 1 + width * depth // 8
     unpacked = zlib.decompressobj()
-    rows = np.frombuffer(unpacked.decompress(packed, height * stride + 1), np.uint8)
+    try:
+        rows = np.frombuffer(unpacked.decompress(packed, height * stride + 1), np.uint8)
+    except zlib.error:
+        return None
     if rows.size != height * stride or not unpacked.eof or (rows[::stride] != PNG_UP).any():
         return None
     values = np.add.accumulate(rows.reshape(height, stride)[:, 1:], axis=0, dtype=np.uint8)

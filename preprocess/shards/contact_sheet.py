@@ -12,6 +12,7 @@ from PIL import Image
 
 from pipeline.artifacts.label_maps import MAIN_MAP, map_member
 from pipeline.artifacts.manifest import Manifest, ShardIndex, ShardStats
+from pipeline.artifacts.png import PNG_SIGNATURE
 from pipeline.artifacts.sample import IMAGE_MEMBER, decode_jpeg, decode_label_map
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import write_atomic
@@ -23,10 +24,26 @@ KEY_DIGITS = 9
 TILE = 224
 
 
+def check_sheet(path: Path) -> None:
+    """Raises InputError where something else than a PNG is in the way of a sheet."""
+    if os.path.lexists(path) and not (path.is_file() and _begins_as_png(path)):
+        raise InputError(f"{path} is there, and is no PNG; choose another name")
+
+
+def _begins_as_png(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE
+
+
 def write_sheet(picture: Image.Image, path: Path) -> None:
-    """Write a contact sheet as PNG, whole or not at all. Raises InputError where its folder is missing."""
+    """Write a contact sheet as PNG, whole or not at all.
+
+    Raises:
+        InputError: its folder is missing, or something else than a PNG is in the way.
+    """
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+    check_sheet(path)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     write_atomic(path, buffer.getvalue())

@@ -6,7 +6,7 @@ from PIL import Image
 
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.pictures import BOUNDARY_COLOUR, MARGIN
-from preprocess import preview
+from preprocess import make_shards, preview
 from preprocess.config import ShardSettings
 from preprocess.shards import contact_sheet as contact_sheets
 from preprocess.shards.job import ShardJob
@@ -103,3 +103,31 @@ def test_shards_keys_and_maps_can_be_chosen(shards):
 def test_what_is_not_there_is_named(shards, chosen, complaint):
     with pytest.raises(InputError, match=complaint):
         contact_sheets.contact_sheet(shards, count=3, **chosen)
+
+
+@pytest.mark.parametrize("there", ["a file", "a link to one", "a folder", "a dangling link"])
+def test_what_is_no_png_is_not_replaced_by_a_sheet(there, shards, tmp_path, capsys):
+    out, other = tmp_path / "sheet.png", tmp_path / "notes"
+    other.write_text("mine")
+    if there == "a file":
+        out.write_text("mine")
+    elif there == "a folder":
+        out.mkdir()
+    else:
+        out.symlink_to("notes" if there == "a link to one" else "nowhere")
+    commands = [
+        lambda: preview.main(["--shards", str(shards), "--out", str(out)]),
+        lambda: make_shards.main(["--images", str(tmp_path / "images"), "--shards", str(shards), "--sheet", str(out)]),
+    ]
+    for command in commands:
+        assert command() == 2
+        assert capsys.readouterr().err == f"r2o: error: {out} is there, and is no PNG; choose another name\n"
+    assert other.read_text() == "mine"
+    assert out.is_dir() or out.is_symlink() or out.read_text() == "mine"
+
+
+def test_a_former_sheet_is_replaced(shards, tmp_path):
+    out = tmp_path / "sheet.png"
+    for count in ("1", "5"):
+        assert preview.main(["--shards", str(shards), "--out", str(out), "--count", count]) == 0
+    assert np.asarray(Image.open(out)).shape[1] > 3 * contact_sheets.TILE

@@ -1,25 +1,28 @@
 """Every pair of (weights, seed) of an evaluation is scored once, stored at once, and taken up by a later call.
 
 A trial is `<init>-seed<seed>.json`, written last, beside its picture of the same name. One with another fingerprint is
-made again.
+made again, and so is one that was changed after it was written. No link is followed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.artifacts.fingerprint import fingerprint
-from pipeline.artifacts.results import encode_json
-from pipeline.foundation.files import sha256_of, write_atomic
+from pipeline.artifacts.results import Results, encode_json
+from pipeline.artifacts.seal import sealed, unsealed
+from pipeline.foundation.errors import InputError
+from pipeline.foundation.files import read_own, refuse_link, write_atomic
+from pipeline.foundation.progress import say
 from train.models.backbone_file import ExportedBackbone
 from train.models.initial import InitName
 
-TRIAL_FORMAT_VERSION = 1
+TRIAL_FORMAT_VERSION = 2  # 1, of release 0.1.0, has no checksum
 
 
 class Trial(NamedTuple):
@@ -84,14 +87,22 @@ class TrialSet:
         pairs = {f"{trial.init}-{trial.seed}": self.fingerprint_of(trial) for trial in self.trials}
         return fingerprint(pairs=pairs, **reported, run=self.backbone.fingerprint)
 
-    def records(self, score: Callable[[Trial], Outcome]) -> dict[Trial, dict[str, Any]]:
-        """The record of every trial: as stored where it is finished and unchanged, else scored now and stored."""
-        found = {trial: self._finished(trial) for trial in self.trials}
+    def records(
+        self, score: Callable[[Trial], Outcome], *, fits: Callable[[Mapping[str, Any]], bool]
+    ) -> dict[Trial, dict[str, Any]]:
+        """The record of every trial: as stored where it is finished and unchanged, else scored now and stored.
+
+        Args:
+            fits: whether a stored record can be what `score` gave. Those of release 0.1.0 have no checksum.
+        Raises:
+            InputError: a file is a link, or of a newer r2o.
+        """
+        found = {trial: self._finished(trial, fits) for trial in self.trials}
         return {trial: record or self._store(trial, score(trial)) for trial, record in found.items()}
 
     def picture(self, trial: Trial) -> bytes:
         """The PNG of a finished trial."""
-        return self._picture_path(trial).read_bytes()
+        return read_own(self._picture_path(trial))
 
     def _store(self, trial: Trial, outcome: Outcome) -> dict[str, Any]:
         """The picture first, the record last."""
@@ -99,21 +110,33 @@ class TrialSet:
         record = {
             "format_version": TRIAL_FORMAT_VERSION,
             "fingerprint": self.fingerprint_of(trial),
-            "predictions_sha256": sha256_of(self._picture_path(trial)),
+            "predictions_sha256": hashlib.sha256(outcome.picture).hexdigest(),
             **outcome.record,
         }
-        write_atomic(self._path(trial), encode_json(record))
+        write_atomic(self._path(trial), encode_json(sealed(record)))
         return record
 
-    def _finished(self, trial: Trial) -> dict[str, Any] | None:
+    def _finished(self, trial: Trial, fits: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any] | None:
         """What `_store` left, if it is whole and of the same fingerprint."""
-        stored, picture = read_stored(self._path(trial)), self._picture_path(trial)
-        is_ours = stored.get("format_version") == TRIAL_FORMAT_VERSION
-        if not is_ours or stored["fingerprint"] != self.fingerprint_of(trial) or not picture.is_file():
+        path = self._path(trial)
+        try:
+            stored = _read_record(path)
+            if stored is None or stored.get("fingerprint") != self.fingerprint_of(trial):
+                return None
+            if not fits(stored):
+                raise ValueError("it is no record of this evaluation")
+            path = self._picture_path(trial)
+            if stored.get("predictions_sha256") != hashlib.sha256(read_own(path)).hexdigest():
+                raise ValueError("its checksum does not fit")
+        except InputError:
+            raise
+        except FileNotFoundError:
+            say(f"{path} is missing; scored again")
             return None
-        if stored["predictions_sha256"] != sha256_of(picture):
+        except (ValueError, RecursionError):
+            say(f"{path} was changed after it was written; scored again")
             return None
-        print(f"{trial.init} seed {trial.seed}: finished before and unchanged", file=sys.stderr)
+        say(f"{trial.init} seed {trial.seed}: finished before and unchanged")
         return stored
 
     def _path(self, trial: Trial) -> Path:
@@ -124,15 +147,28 @@ class TrialSet:
 
 
 def remove_outdated(path: Path, identity: str) -> None:
-    """Remove results of another fingerprint: they must not stand beside trials of this one."""
-    if read_stored(path).get("fingerprint") != identity:
+    """Remove results that are damaged or of another fingerprint: they must not stand beside trials of this one."""
+    refuse_link(path)
+    try:
+        results = Results.read(path)
+    except InputError:
+        results = None
+    if results is None or results.fingerprint != identity:
         path.unlink(missing_ok=True)
 
 
-def read_stored(path: Path) -> dict[str, Any]:
-    """A stored JSON object; empty where there is none, or what is there is none."""
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """A stored trial; None where there is none.
+
+    Raises:
+        ValueError: it is damaged. InputError: it is of a newer r2o, or a link.
+    """
     try:
-        loaded = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return loaded if isinstance(loaded, dict) else {}
+        loaded = json.loads(read_own(path))
+    except FileNotFoundError:
+        return None
+    version = loaded.get("format_version") if isinstance(loaded, dict) else None
+    record = unsealed(loaded, required=version != 1)
+    if version not in (1, TRIAL_FORMAT_VERSION):
+        raise InputError(f"{path} is of a newer r2o (format {version!r}); go on with that one, or choose another --out")
+    return record

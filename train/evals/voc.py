@@ -19,12 +19,12 @@ import torchvision
 
 from pipeline.artifacts.results import RESULTS_FORMAT_VERSION, encode_results
 from pipeline.artifacts.run_files import BACKBONE_NAME, PREDICTIONS_NAME, RESULTS_NAME, evaluation_folder
-from pipeline.foundation.errors import InputError, exit_code_of
-from pipeline.foundation.files import sha256_of, write_atomic
+from pipeline.foundation.errors import InputError, exit_code_of, os_errors_named
+from pipeline.foundation.files import refuse_link, sha256_of, write_atomic
 from train.config.evals import EvalVocSettings, load_evaluation_settings
 from train.evals.segmentation.fcn import FCN
 from train.evals.segmentation.fine_tune import Normalisation, TrainingExamples, evaluate, fine_tune
-from train.evals.segmentation.metrics import check_report_classes, scores_of, summary_of, table_of
+from train.evals.segmentation.metrics import check_report_classes, is_confusion, scores_of, summary_of, table_of
 from train.evals.segmentation.pictures import prediction_strip, predictions_sheet
 from train.evals.segmentation.voc_folder import VocFolder, VocSplit
 from train.evals.trials import Outcome, Trial, TrialSet, remove_outdated
@@ -63,6 +63,8 @@ def prepare(run: Path, voc: Path, *, settings: EvalVocSettings, out: Path | None
     Raises:
         InputError: RUN is no finished run, VOC is no such folder or has bad files, or `out` cannot be made.
     """
+    if out is None:
+        refuse_link(run / evaluation_folder("voc"))
     backbone, folder = load_run_backbone(run), VocFolder.open(voc)
     check_report_classes(settings.report_classes, classes=folder.classes)
     train = folder.split(settings.train_list, masks=settings.train_masks, cache_mib=settings.cache_mib)
@@ -91,7 +93,11 @@ def run_evaluation(evaluation: VocEvaluation) -> dict[str, Any]:
     identity = trials.fingerprint(report_classes=settings.report_classes)
     remove_outdated(evaluation.out / RESULTS_NAME, identity)
     scores: dict[str, dict[int, dict[str, Any]]] = {init: {} for init in settings.inits}
-    for (init, seed), record in trials.records(lambda trial: _score(evaluation, trial)).items():
+    records = trials.records(
+        lambda trial: _score(evaluation, trial),
+        fits=lambda record: is_confusion(record.get("confusion"), pixels=evaluation.val.pixels),
+    )
+    for (init, seed), record in records.items():
         scores[init][seed] = scores_of(
             record["confusion"], classes=evaluation.classes, report_classes=settings.report_classes
         )
@@ -122,7 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     settings = load_evaluation_settings(EvalVocSettings, arguments.config, arguments.set)
     evaluation = prepare(arguments.run, arguments.voc, settings=settings, out=arguments.out)
-    results = run_evaluation(evaluation)
+    with os_errors_named(evaluation.out):
+        results = run_evaluation(evaluation)
     print(table_of(results["inits"], classes=evaluation.classes, report_classes=settings.report_classes))
     print(f"{len(evaluation.val)} images; {evaluation.out / RESULTS_NAME}, {evaluation.out / PREDICTIONS_NAME}")
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pipeline.artifacts.run_files import BACKBONE_NAME
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import write_atomic
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, image_size_of, make_backbone
+from train.models.torch_file import DamagedError, load_torch_file
 
 BACKBONE_FORMAT = "r2o.backbone"
 BACKBONE_FORMAT_VERSION = 1
@@ -68,19 +68,16 @@ def save_backbone(
 
 
 def load_backbone(path: Path) -> ExportedBackbone:
-    """Read what `save_backbone` wrote. No code in the file is run (weights_only).
+    """Read what `save_backbone` wrote, whose checksums must fit. No code in the file is run (weights_only).
 
     Raises:
-        InputError: not such a file, another format version, or weights that are not exactly the named backbone's.
+        DamagedError: it was changed or cut short. InputError: not such a file, another format version, or weights that
+            are not exactly the named backbone's.
     """
     try:
-        data = io.BytesIO(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; check the path") from None
-    try:
-        loaded = torch.load(data, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError):
-        raise InputError(f"{path} is not a file of weights; `make pretrain` writes one at the end of a run") from None
+        loaded = load_torch_file(path, what="backbone")
+    except DamagedError as error:
+        raise DamagedError(f"{error}; the `make pretrain` that made the run writes it again") from None
     problem = _problem(loaded)
     if problem:
         raise InputError(f"{path}: {problem}; `make pretrain` with this r2o writes one that fits")
@@ -113,8 +110,11 @@ def _problem(loaded: Any) -> str | None:
         return "damaged: backbone and fingerprint must be text"
     if not (_three_numbers(loaded["mean"]) and _three_numbers(loaded["std"]) and min(loaded["std"]) > 0):
         return "damaged: mean and std must be three finite numbers each, std above 0"
-    if not isinstance(loaded["state_dict"], dict):
-        return "damaged: state_dict is no dict"
+    weights = loaded["state_dict"]
+    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
+        return "damaged: state_dict is no dict of weights by name"
+    if others := [key for key, value in weights.items() if not isinstance(value, Tensor)]:
+        return f"damaged: {others[0]} is no tensor"
     return mismatch(loaded["backbone"], loaded["state_dict"])
 
 

@@ -5,9 +5,11 @@ Our own names are torchvision's, without the classifier.
 
 from __future__ import annotations
 
+import hashlib
 import io
-import pickle
+import json
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +22,11 @@ from torch import Tensor
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import write_atomic
 from train.models.backbone import image_size_of, make_backbone
+from train.models.torch_file import DamagedError, load_torch_file
 
 FORMATS = ("torchvision", "timm", "detectron2", "mmseg")
 SUFFIXES = (".pth", ".pt", ".safetensors")
+DIGEST = "r2o_sha256"  # in the metadata of our .safetensors, a form that has no checksum of its own
 OWN_LAYERS = ("c4_layer.", "c5_layer.")  # of R2O's ViT, in no library's
 CLASSIFIERS = {("resnet", "torchvision"): "fc", ("vit", "torchvision"): "heads.head", ("vit", "timm"): "head"}
 COUNTER = ".num_batches_tracked"
@@ -30,6 +34,7 @@ WRAPPERS = {  # what mmengine, our own backbone.pt and detectron2 keep a state d
     "state_dict": {"meta", "format", "format_version", "backbone", "mean", "std", "fingerprint"},
     "model": {"__author__", "matching_heuristics"},
 }
+_SAFETENSORS_RAISES = (OSError, RuntimeError, LookupError, ValueError, SafetensorError)
 _TIMM_VIT = {
     "ln_1.": "norm1.", "self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj.": "attn.proj.",
     "ln_2.": "norm2.", "mlp.0.": "mlp.fc1.", "mlp.3.": "mlp.fc2.",
@@ -102,16 +107,17 @@ def to_format(weights: Mapping[str, Tensor], name: str, format: str) -> dict[str
 def write_weights(path: Path, weights: Mapping[str, Tensor], format: str, *, metadata: Mapping[str, str]) -> None:
     """Write weights under a library's names in the form that it loads; atomic.
 
-    `.safetensors` holds `metadata` too. A `.pth` holds the plain dict, for mmseg below `state_dict`, for detectron2
-    below `model` beside `matching_heuristics`, by which its checkpointer matches names by their ends, so that FPN and
-    C4 models both take it; without, it would load nothing and go on.
+    `.safetensors` holds `metadata` too, and a checksum of the weights. A `.pth` holds the plain dict, for mmseg below
+    `state_dict`, for detectron2 below `model` beside `matching_heuristics`, by which its checkpointer matches names by
+    their ends, so that FPN and C4 models both take it; without, it would load nothing and go on.
 
     Raises:
         InputError: another suffix.
     """
     check_suffix(path)
     if path.suffix == ".safetensors":
-        write_atomic(path, safetensors.torch.save(dict(weights), metadata={"format": "pt", **metadata}))
+        told = {"format": "pt", **metadata, DIGEST: sha256_of_weights(weights)}
+        write_atomic(path, safetensors.torch.save(dict(weights), metadata=told))
         return
     wrapped: dict[str, Any] = dict(weights)
     if format == "mmseg":
@@ -121,6 +127,33 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], format: str, *, met
     buffer = io.BytesIO()
     torch.save(wrapped, buffer)
     write_atomic(path, buffer.getvalue())
+
+
+def metadata_of(path: Path) -> dict[str, str] | None:
+    """What a `.safetensors` says beside its weights; None where a file is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except _SAFETENSORS_RAISES:
+        return None
+
+
+def is_file_of_weights(path: Path) -> bool:
+    """Whether a file begins and ends as one of torch.save, or as a `.safetensors`; its content is not read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return metadata_of(path) is not None
+
+
+def sha256_of_weights(weights: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 of names, dtypes, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def check_suffix(path: Path) -> None:
@@ -142,10 +175,12 @@ def load_init(path: Path, name: str, *, image_size: int = 224) -> Init:
 
     A classifier on top, by the library's own name of it, is left out, and nothing else. Batch norm's counters are all
     there or all absent, as in files of detectron2 and of old versions of PyTorch; they then begin at 0. No code in the
-    file is run.
+    file is run. Checksums are compared where the file has them: a `.pth` of before torch 1.6 has none, and of
+    `.safetensors` those alone that r2o exported.
 
     Raises:
-        InputError: not a file of weights, or its keys, shapes or dtypes are not exactly those of that backbone.
+        DamagedError: it was changed or cut short. InputError: not a file of weights, or its keys, shapes or dtypes are
+            not exactly those of that backbone.
     """
     found = _unwrapped(_read(path), path)
     expected = _expected(name, image_size)
@@ -172,14 +207,18 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: no such file; give weights as {', '.join(SUFFIXES)}")
     check_suffix(path)
+    if path.suffix != ".safetensors":
+        return load_torch_file(path, what="weights", own=False, legacy=True)
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 it is no dict
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        with safe_open(path, framework="pt") as file:
+            digest = (file.metadata() or {}).get(DIGEST)
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 it is no dict
+    except _SAFETENSORS_RAISES as error:
         why = f"{type(error).__name__}: {error}".partition("\n")[0][:120]
         raise InputError(f"{path} is not a file of weights ({why})") from None
+    if digest is not None and digest != sha256_of_weights(weights):
+        raise DamagedError(f"{path}: its checksum does not fit: it was changed after it was written; export it again")
+    return weights
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
@@ -190,9 +229,13 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
                 raise InputError(f"{path}: {unknown[0]!r} stands beside {wrapper!r}; save the state dict alone")
             content = content[wrapper]
             break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise InputError(f"{path} holds no state dict: tensors by name, alone or below {' or '.join(WRAPPERS)}")
-    return content
+    if isinstance(content, dict) and content and all(map(_is_weight, content, content.values())):
+        return content
+    raise InputError(f"{path} holds no state dict: tensors by name, alone or below {' or '.join(WRAPPERS)}")
+
+
+def _is_weight(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def _require_fit(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:

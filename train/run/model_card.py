@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.results import Results, Spread
-from pipeline.artifacts.run_files import CONFIG_NAME, RESULTS_NAME, evaluation_folder
+from pipeline.artifacts.run_files import RESULTS_NAME, evaluation_folder
+from pipeline.foundation.files import refuse_link
 from train.models.backbone import VIT_SIZES
+from train.run.folder import run_config
 from train.run.log import read_log
 
 SHOWN = ("loss", "num_clusters", "prediction_std", "projection_std", "valid_fraction")
@@ -58,7 +61,15 @@ READING = {
     ".safetensors": 'import torch\nfrom safetensors.torch import load_file\nweights = load_file("{path}")',
     ".pth": 'import torch\nweights = torch.load("{path}", weights_only=True)',
 }
-
+MARK = "<!-- Written by r2o export. SHA-256 of the text above: "  # last, where no reader of Markdown shows it
+STARTED_0_1_0 = "---\nlibrary_name: "
+HELD_0_1_0 = (
+    "pretrained by Region-to-Object representation learning\n",
+    "\n## Loading\n",
+    "\n## Figures\n",
+    "\n## Origin\n",
+    "\n## Settings\n",
+)
 
 Normalization = Mapping[str, tuple[float, ...]]  # mean and std
 
@@ -97,9 +108,25 @@ def model_card(
         f"## Loading\n\n```python\n{loading}\n```",
         f"## Figures\n\n{_figures(run, step, fingerprint=record['fingerprint'])}",
         f"## Origin\n\n{_origin(record)}",
-        f"## Settings\n\n```yaml\n{(run / CONFIG_NAME).read_text(encoding='utf-8').rstrip()}\n```",
+        f"## Settings\n\n```yaml\n{run_config(run).rstrip()}\n```",
     ]
-    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+    return _marked("\n\n".join(part.rstrip() for part in parts) + "\n\n")
+
+
+def _marked(text: str) -> str:
+    return f"{text}{MARK}{hashlib.sha256(text.encode()).hexdigest()} -->\n"
+
+
+def is_model_card(content: bytes) -> bool:
+    """Whether this is what `model_card` once wrote, and nobody has edited since. Cards of 0.1.0 have no mark."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return False
+    above, mark, _ = text.partition(MARK)
+    if mark:
+        return text == _marked(above)
+    return text.startswith(STARTED_0_1_0) and all(part in text for part in HELD_0_1_0)
 
 
 def _loading(weights: Path, name: str, format: str, *, image_size: int, normalization: Normalization) -> str:
@@ -134,6 +161,7 @@ def _figures(run: Path, step: int | None, *, fingerprint: str) -> str:
     for figure in ("knn_top1", "abo"):
         if probes := _until(read_log(run, figure=figure), step):
             lines.append(f"Last probe, {figure}: {probes[-1][figure]:.4f} at step {probes[-1]['step']:.0f}.")
+    refuse_link(run / evaluation_folder("voc"))
     results = Results.read(run / evaluation_folder("voc") / RESULTS_NAME)
     if step is None and results is not None and results.backbone.run_fingerprint == fingerprint:
         lines += [_voc_line(init, results.spread(init, "mean_iou")) for init in results.inits]

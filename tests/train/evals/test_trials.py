@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from train.evals.trials import Outcome, Trial, TrialSet, read_stored, remove_outdated
+from pipeline.artifacts.results import Results, encode_results
+from pipeline.artifacts.seal import sealed
+from pipeline.foundation.errors import InputError
+from train.evals.trials import Outcome, Trial, TrialSet, remove_outdated
 from train.models.backbone_file import ExportedBackbone
 
 BACKBONE = ExportedBackbone(
     name="resnet18", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), fingerprint="run", state_dict={"w": torch.zeros(1)}
 )
+
+
+SEED = 20261127
+
+
+def is_plain(record: Mapping[str, Any]) -> bool:
+    return type(record.get("value")) is int
 
 
 class Scorer:
@@ -44,18 +57,18 @@ def trials(tmp_path: Path) -> TrialSet:
 
 def scored_now(trials: TrialSet) -> list[str]:
     scorer = Scorer()
-    trials.records(scorer)
+    trials.records(scorer, fits=is_plain)
     return scorer.scored
 
 
 def test_every_pair_is_scored_once_and_stored(trials: TrialSet) -> None:
     scorer = Scorer()
-    records = trials.records(scorer)
+    records = trials.records(scorer, fits=is_plain)
     assert scorer.scored == ["run-seed0", "random-seed0", "run-seed3", "random-seed3"]
     assert {trial.name: record["value"] for trial, record in records.items()} == {
         "run-seed0": 3, "random-seed0": 6, "run-seed3": 33, "random-seed3": 36,
     }  # fmt: skip
-    assert trials.records(scorer) == records
+    assert trials.records(scorer, fits=is_plain) == records
     assert len(scorer.scored) == 4
     assert trials.picture(Trial("random", 3)) == b"random-seed3"
 
@@ -94,15 +107,90 @@ def test_an_error_leaves_the_trials_before_it(trials: TrialSet) -> None:
         return Outcome({"value": 1}, b"")
 
     with pytest.raises(KeyboardInterrupt):
-        trials.records(fails_at_seed_3)
+        trials.records(fails_at_seed_3, fits=is_plain)
     assert scored_now(trials) == ["run-seed3", "random-seed3"]
 
 
-def test_results_of_another_fingerprint_go_and_others_stay(trials: TrialSet) -> None:
-    results = trials.folder / "results.json"
-    results.write_text(json.dumps({"format_version": 1, "fingerprint": trials.fingerprint(report=("a",))}))
-    remove_outdated(results, trials.fingerprint(report=("a",)))
-    assert read_stored(results) != {}
+def results_of(path: Path, identity: str) -> bytes:
+    members = {
+        "format_version": 2, "fingerprint": identity, "protocol": {}, "versions": {}, "inits": {},
+        "backbone": {"name": "resnet18", "run_fingerprint": "run"},
+    }  # fmt: skip
+    path.write_text(encode_results(members))
+    return path.read_bytes()
+
+
+def test_results_that_are_changed_or_of_another_fingerprint_go_and_others_stay(trials: TrialSet) -> None:
+    results, identity = trials.folder / "results.json", trials.fingerprint(report=("a",))
+    whole = results_of(results, identity)
+    remove_outdated(results, identity)
+    assert Results.read(results) is not None
     remove_outdated(results, trials.fingerprint(report=("b",)))
     assert not results.exists()
+    results.write_bytes(whole.replace(b"resnet18", b"resnet50"))
+    remove_outdated(results, identity)
+    assert not results.exists()
     remove_outdated(results, "any")
+    (trials.folder / "elsewhere").write_bytes(whole)
+    results.symlink_to("elsewhere")
+    with pytest.raises(InputError, match=r"results\.json: a link"):
+        remove_outdated(results, "any")
+    assert results.is_symlink()
+
+
+def test_a_changed_record_is_made_again_or_says_the_same(trials: TrialSet, capsys: pytest.CaptureFixture[str]) -> None:
+    scored_now(trials)
+    path, rng, told = trials.folder / "run-seed3.json", random.Random(SEED), 0
+    data = path.read_bytes()
+    for place in range(len(data)):
+        changed = data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
+        path.write_bytes(changed)
+        capsys.readouterr()
+        if scored_now(trials):
+            assert f"{path} was changed after it was written; scored again\n" in capsys.readouterr().err
+            assert path.read_bytes() == data, (SEED, place)
+            told += 1
+        else:
+            assert json.loads(changed) == json.loads(data), (SEED, place)
+    assert told > len(data) / 2
+    path.write_bytes(data.replace(b'"value": 33', b'"value": 34'))
+    assert scored_now(trials) == ["run-seed3"]
+
+
+def of_0_1_0(path: Path, **changes: object) -> None:
+    """As release 0.1.0 wrote a record: without a checksum."""
+    record = {**json.loads(path.read_bytes()), "format_version": 1, **changes}
+    path.write_text(json.dumps({name: value for name, value in record.items() if name != "checksum"}))
+
+
+def test_a_record_of_0_1_0_is_taken_where_it_fits(trials: TrialSet, capsys: pytest.CaptureFixture[str]) -> None:
+    scored_now(trials)
+    path = trials.folder / "run-seed3.json"
+    of_0_1_0(path)
+    before = path.read_bytes()
+    assert scored_now(trials) == []
+    assert path.read_bytes() == before
+    of_0_1_0(path, value="33")
+    assert scored_now(trials) == ["run-seed3"]
+    assert f"{path} was changed after it was written" in capsys.readouterr().err
+    assert json.loads(path.read_bytes())["format_version"] == 2
+
+
+def test_a_record_of_a_newer_r2o_is_left_alone(trials: TrialSet) -> None:
+    scored_now(trials)
+    path = trials.folder / "run-seed3.json"
+    path.write_text(json.dumps(sealed({**json.loads(path.read_bytes()), "format_version": 3})))
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"run-seed3\.json is of a newer r2o \(format 3\)"):
+        scored_now(trials)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", ["json", "png"])
+def test_no_link_is_followed(trials: TrialSet, suffix: str) -> None:
+    scored_now(trials)
+    path = trials.folder / f"run-seed3.{suffix}"
+    path.rename(trials.folder / "elsewhere")
+    path.symlink_to("elsewhere")
+    with pytest.raises(InputError, match=rf"run-seed3\.{suffix}: a link"):
+        scored_now(trials)

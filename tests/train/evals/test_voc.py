@@ -103,13 +103,60 @@ def test_an_interrupted_evaluation_leaves_no_results(
     assert not (run_folder / "eval-voc" / "results.json").exists()
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_changed_confusion_matrix_is_not_believed(
+    run_folder: Path, voc: Path, version: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    single = ("inits=[run]", "seeds=[0]")
+    assert call(run_folder, voc, *single) == 0
+    first, path = contents(run_folder / "eval-voc"), run_folder / "eval-voc" / "run-seed0.json"
+    record = {**json.loads(first[path.name]), "format_version": version}
+    if version == 1:
+        del record["checksum"]
+        path.write_text(json.dumps(record))
+        assert call(run_folder, voc, *single) == 0
+        assert "finished before and unchanged" in capsys.readouterr().err
+    record["confusion"][1][1] += 1000
+    path.write_text(json.dumps(record))
+    assert call(run_folder, voc, *single) == 0
+    assert "run-seed0.json was changed after it was written; scored again" in capsys.readouterr().err
+    assert contents(run_folder / "eval-voc") == first
+
+
+def test_changed_results_are_written_anew_and_no_link_is_followed(
+    run_folder: Path, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    single, out = ("inits=[run]", "seeds=[0]"), run_folder / "eval-voc"
+    assert call(run_folder, voc, *single) == 0
+    first = contents(out)
+    (out / "results.json").write_bytes(first["results.json"].replace(b'"n": 1', b'"n": 9'))
+    assert call(run_folder, voc, *single) == 0
+    assert contents(out) == first
+    out.rename(tmp_path / "elsewhere")
+    out.symlink_to(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert call(run_folder, voc, *single, "lr=0.5") == 2
+    assert "eval-voc: a link, and r2o follows none there" in capsys.readouterr().err
+    assert contents(tmp_path / "elsewhere") == first
+
+
+def test_a_folder_where_a_file_is_to_be_is_one_line(
+    run_folder: Path, voc: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_folder / "eval-voc" / "run-seed0.json").mkdir(parents=True)
+    assert call(run_folder, voc, "inits=[run]", "seeds=[0]") == 2
+    err = capsys.readouterr().err
+    assert "run-seed0.json: Is a directory" in err
+    assert err.count("\n") == 1
+
+
 def text(path: Path, content: str) -> None:
     path.write_text(content)
 
 
 CASES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "no run": (lambda run, voc: (run / "backbone.pt").unlink(), "no backbone.pt"),
-    "not weights": (lambda run, voc: text(run / "backbone.pt", "x"), "not a file of weights"),
+    "not weights": (lambda run, voc: text(run / "backbone.pt", "x"), "backbone.pt is damaged"),
     "not VOC": (lambda run, voc: (voc / "JPEGImages").rename(voc / "other"), "no JPEGImages in it"),
     "no list": (lambda run, voc: (voc / "ImageSets/Segmentation/val.txt").unlink(), "val.txt cannot be read"),
     "empty list": (lambda run, voc: text(voc / "ImageSets/Segmentation/train.txt", "\n"), "train.txt is empty"),

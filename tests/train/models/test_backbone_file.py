@@ -1,5 +1,7 @@
 """The backbone file: round trip, strictness, and that nothing in it is run."""
 
+import dataclasses
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,10 @@ import torchvision
 from pipeline.foundation.errors import InputError
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
 from train.models.backbone_file import load_backbone, load_run_backbone, save_backbone
+from train.models.formats import load_init
+from train.models.torch_file import DamagedError
+
+SEED = 20261127
 
 
 def saved(path: Path, **changes: Any) -> Path:
@@ -49,6 +55,11 @@ def test_torchvision_takes_the_weights_and_computes_the_same_c5(tmp_path: Path) 
         ({"backbone": "resnet34"}, "weights of resnet34 are missing"),
         ({"std": [0.0, 1.0, 1.0]}, "mean and std"),
         ({"note": "x"}, "its members are"),
+        ({"state_dict": [1]}, "state_dict is no dict of weights by name"),
+        ({"state_dict": {0: torch.ones(1)}}, "state_dict is no dict of weights by name"),
+        ({"state_dict": {"encoder.pos_embedding": [1]}}, "encoder.pos_embedding is no tensor"),
+        ({"fingerprint": 7}, "must be text"),
+        ({"backbone": ["resnet18"]}, "must be text"),
     ],
 )
 def test_refuses_what_does_not_fit(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -85,12 +96,47 @@ class Evil:
 def test_objects_and_garbage_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     torch.save({"format": "r2o.backbone", "x": Evil()}, path)
-    with pytest.raises(InputError, match="not a file of weights"):
+    with pytest.raises(InputError, match=r"a\.pt cannot be read \(UnpicklingError"):
         load_backbone(path)
     for content in (b"", b"hello", b"\x80\x02", saved(path).read_bytes()[:5000]):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="not a file of weights"):
+        with pytest.raises(DamagedError, match=r"backbone .*a\.pt is damaged .*`make pretrain` .* writes it again"):
             load_backbone(path)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("shallow")
+def test_a_flipped_bit_or_a_cut_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    path, rng = saved(tmp_path / "a.pt"), random.Random(SEED)
+    data, expected = path.read_bytes(), load_backbone(path)
+    ends = [*range(200), *range(len(data) - 2000, len(data))]  # the form of the archive; between, weights
+    places = rng.sample(range(len(data)), 30) + rng.sample(ends, 50)
+    changed = [(p, data[:p] + bytes([data[p] ^ 1 << rng.randrange(8)]) + data[p + 1 :]) for p in places]
+    changed += [(cut, data[:cut]) for cut in rng.sample(range(len(data)), 10)]
+    told = []
+    for place, content in changed:
+        path.write_bytes(content)
+        try:
+            found = load_backbone(path)
+        except InputError as error:
+            told.append(str(error))
+            continue
+        assert dataclasses.replace(found, state_dict={}) == dataclasses.replace(expected, state_dict={})
+        assert found.state_dict.keys() == expected.state_dict.keys()
+        assert all(torch.equal(found.state_dict[k], v) for k, v in expected.state_dict.items()), (SEED, place)
+    assert len(told) >= 40
+    assert all(str(path) in line and "\n" not in line for line in told), told
+
+
+def test_a_changed_weight_is_named_as_damage(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pt")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
+    assert torch.load(path, weights_only=True)["backbone"] == "resnet18"  # torch does not mind
+    with pytest.raises(DamagedError, match=r"a\.pt is damaged"):
+        load_backbone(path)
+    with pytest.raises(DamagedError, match=r"weights .*a\.pt is damaged"):
+        load_init(path, "resnet18")
 
 
 def test_unfinished_and_missing_runs(tmp_path: Path) -> None:

@@ -221,12 +221,13 @@ def test_garbage_and_code_are_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "text.pth").write_text("hello")
     (tmp_path / "text.safetensors").write_text("hello")
     for name in ("evil.pth", "text.pth", "text.safetensors"):
-        with pytest.raises(InputError, match=f"{name} is not a file of weights"):
+        with pytest.raises(InputError, match=rf"{name} (cannot be read|is not a file of weights) \("):
             load_init(tmp_path / name, "resnet18")
     assert "executed" not in capsys.readouterr().out
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(InputError, match="holds no state dict"):
-        load_init(tmp_path / "list.pth", "resnet18")
+    for content in ([1, 2], {}, {0: torch.ones(1)}, {"state_dict": {"conv1.weight": 1}}, torch.ones(1), None):
+        torch.save(content, tmp_path / "list.pth")
+        with pytest.raises(InputError, match="holds no state dict"):
+            load_init(tmp_path / "list.pth", "resnet18")
     with pytest.raises(InputError, match=r"must end in \.pth, \.pt or \.safetensors"):
         write_weights(tmp_path / "a.pkl", {}, "detectron2", metadata={})
     with pytest.raises(InputError, match="no such file"):

@@ -32,6 +32,18 @@ def confusion_matrix(
     return pairs.reshape(num_classes, num_classes)
 
 
+def is_confusion(found: object, *, pixels: Sequence[int]) -> bool:
+    """Whether plain values can be the confusion matrix of images whose classes have these pixels."""
+    if not isinstance(found, list) or len(found) != len(pixels):
+        return False
+    for row, count in zip(found, pixels, strict=True):
+        if not isinstance(row, list) or len(row) != len(pixels):
+            return False
+        if not all(type(value) is int and value >= 0 for value in row) or sum(row) != count:
+            return False
+    return True
+
+
 def class_iou(confusion: Int64[np.ndarray, "classes classes"]) -> Float64[np.ndarray, " classes"]:
     """Intersection over union per class, in [0, 1]; NaN for a class that is in neither truth nor prediction."""
     intersection = np.diag(confusion).astype(np.float64)

@@ -6,15 +6,15 @@ VOC2012/JPEGImages/<name>.jpg  SegmentationClass/<name>.png  ImageSets/Segmentat
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from pipeline.artifacts.png import open_whole_png
 from pipeline.artifacts.sample import decode_jpeg
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.pictures import VOID
@@ -52,13 +52,19 @@ class VocFolder:
         raise InputError(f"{path}: {missing}; VOC must be a folder of VOC2012's layout (or the VOCdevkit above it)")
 
     def names(self, list_name: str) -> list[str]:
-        """Image names of ImageSets/Segmentation/<list_name>.txt. Raises InputError: missing, empty, or one twice."""
+        """Image names of ImageSets/Segmentation/<list_name>.txt.
+
+        Raises:
+            InputError: missing, empty, one twice, or one that leads elsewhere.
+        """
         path = self.root / LIST_FOLDER / f"{list_name}.txt"
         names = _read_lines(path, purpose="one image name a line, without suffix")
         if not names:
             raise InputError(f"{path} is empty; it must hold one image name a line, without suffix")
         seen: set[str] = set()
         for name in names:
+            if "\0" in name or name.startswith("/") or ".." in name.split("/"):
+                raise InputError(f"{path} lists {name!r}, which is no name below {IMAGE_FOLDER}; remove it")
             if name in seen:
                 raise InputError(f"{path} lists {name} twice; remove one")
             seen.add(name)
@@ -82,8 +88,8 @@ class VocFile:
     image: Path
     mask: Path
 
-    def read(self, num_classes: int) -> tuple[LabelledImage, bytes]:
-        """The decoded pair, and the SHA-256 of both files' bytes. EXIF orientation is ignored, as VOC's tools do.
+    def read(self, num_classes: int) -> ReadFile:
+        """Both files, decoded and checked. EXIF orientation is ignored, as VOC's tools do.
 
         Raises:
             InputError: a file is missing or damaged, sizes differ, or a class id is ≥ `num_classes` and not 255.
@@ -99,29 +105,42 @@ class VocFile:
         if image.shape[:2] != labels.shape:
             (height, width), (mask_height, mask_width) = image.shape[:2], labels.shape
             raise InputError(f"{self.mask} is {mask_width}×{mask_height}, but {self.image.name} is {width}×{height}")
-        wrong = np.unique(labels[(labels >= num_classes) & (labels != VOID)])
+        counts = np.bincount(labels.ravel(), minlength=VOID + 1)
+        wrong = np.flatnonzero(counts[num_classes:VOID]) + num_classes
         if wrong.size:
             known = f"0 … {num_classes - 1} or {VOID} (void)"
             raise InputError(f"{self.mask} holds class id {wrong[0]}, but ids must be {known}; see {CLASSES_NAME}")
-        return LabelledImage(image, labels), hashlib.sha256(image_bytes).digest() + hashlib.sha256(mask_bytes).digest()
+        hashes = hashlib.sha256(image_bytes).digest() + hashlib.sha256(mask_bytes).digest()
+        return ReadFile(LabelledImage(image, labels), hashes, counts[:num_classes])
+
+
+class ReadFile(NamedTuple):
+    """A decoded pair, the SHA-256 of both files' bytes, and how many pixels each class has."""
+
+    sample: LabelledImage
+    hashes: bytes
+    pixels: np.ndarray
 
 
 class VocSplit:
     """Labelled images in the order of a list. The first ones that fit into `cache_mib` stay decoded in memory.
 
-    `digest` is the hex SHA-256 of all names and contents.
+    `digest` is the hex SHA-256 of all names and contents, `pixels` how many each class has, without void.
     """
 
     def __init__(self, files: tuple[VocFile, ...], *, num_classes: int, cache_mib: int = 0) -> None:
         self.files, self.num_classes = files, num_classes
         self._cache: list[LabelledImage] = []
-        digest, room = hashlib.sha256(), cache_mib * _MIB
-        for file, (sample, hashes) in zip(files, _read_all(files, num_classes), strict=True):
-            digest.update(hashlib.sha256(file.name.encode()).digest() + hashes)
-            room -= sample.image.nbytes + sample.labels.nbytes
+        self._hashes: list[bytes] = []
+        digest, room, pixels = hashlib.sha256(), cache_mib * _MIB, np.zeros(num_classes, np.int64)
+        for file, found in zip(files, _read_all(files, num_classes), strict=True):
+            digest.update(hashlib.sha256(file.name.encode()).digest() + found.hashes)
+            self._hashes.append(found.hashes)
+            pixels += found.pixels
+            room -= found.sample.image.nbytes + found.sample.labels.nbytes
             if room >= 0:
-                self._cache.append(sample)
-        self.digest = digest.hexdigest()
+                self._cache.append(found.sample)
+        self.digest, self.pixels = digest.hexdigest(), pixels.tolist()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -129,10 +148,14 @@ class VocSplit:
     def __getitem__(self, index: int) -> LabelledImage:
         if index < len(self._cache):
             return self._cache[index]
-        return self.files[index].read(self.num_classes)[0]
+        found = self.files[index].read(self.num_classes)
+        if found.hashes != self._hashes[index]:  # or scores would be kept under the digest of other files
+            names = f"{self.files[index].image} or its mask"
+            raise InputError(f"{names} changed since it was first read; run the same command again")
+        return found.sample
 
 
-def _read_all(files: tuple[VocFile, ...], num_classes: int) -> Iterator[tuple[LabelledImage, bytes]]:
+def _read_all(files: tuple[VocFile, ...], num_classes: int) -> Iterator[ReadFile]:
     """Every file in order, a few at a time in threads, so that memory stays bounded."""
     with ThreadPoolExecutor(max_workers=4) as pool:
         for start in range(0, len(files), 64):
@@ -150,12 +173,12 @@ def _read_bytes(path: Path) -> bytes:
 
 def _decode_mask(path: Path, data: bytes) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as mask:
-            if mask.mode not in ("P", "L"):
-                raise InputError(f"{path}: a mask is an 8-bit palette or grey PNG of class ids, not {mask.mode}")
-            return np.array(mask)
-    except (OSError, SyntaxError):
-        raise InputError(f"{path} is not a whole PNG; replace it or take it off the list") from None
+        mask = open_whole_png(data)
+    except ValueError as error:
+        raise InputError(f"{path} is not a whole PNG ({error}); replace it or take it off the list") from None
+    if mask.mode not in ("P", "L"):
+        raise InputError(f"{path}: a mask is an 8-bit palette or grey PNG of class ids, not {mask.mode}")
+    return np.array(mask)
 
 
 def _read_lines(path: Path, *, purpose: str) -> list[str]:

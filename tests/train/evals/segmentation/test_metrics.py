@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.evals.segmentation.metrics import class_iou, confusion_matrix, mean_iou, pixel_accuracy
+from train.evals.segmentation.metrics import class_iou, confusion_matrix, is_confusion, mean_iou, pixel_accuracy
 
 
 def test_hand_numbers() -> None:
@@ -56,3 +56,23 @@ def test_ids_outside_are_refused() -> None:
         confusion_matrix(torch.zeros(1, 1).long(), torch.full((1, 1), 3), num_classes=3)
     with pytest.raises(ValueError, match="prediction holds ids"):
         confusion_matrix(torch.full((1, 1), -1), torch.zeros(1, 1).long(), num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("found", "fits"),
+    [
+        ([[3, 1], [0, 2]], True),
+        ([[4, 0], [2, 0]], True),
+        ([[3, 2], [0, 2]], False),  # five pixels of a class that has four
+        ([[5, -1], [0, 2]], False),
+        ([[3, 1]], False),
+        ([[3, 1, 0], [0, 2, 0]], False),
+        ([[3.0, 1], [0, 2]], False),
+        ([[3, True], [0, 2]], False),
+        ([[3, 1], "02"], False),
+        ({"0": [3, 1], "1": [0, 2]}, False),
+        (None, False),
+    ],
+)
+def test_a_matrix_must_have_the_pixels_of_the_masks(found: object, fits: bool) -> None:
+    assert is_confusion(found, pixels=[4, 2]) is fits
