@@ -11,21 +11,24 @@ import concurrent.futures
 import json
 import sys
 import time
-import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from pipeline.artifacts.names import first_problem
 from pipeline.artifacts.run_files import CHECKPOINTS_FOLDER
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import atomic_writer, is_temporary
 from train.distributed.collectives import copy_from_main, from_main
 from train.engine.build import Training, unwrapped
+from train.models.torch_file import DamagedError, load_torch_file
 
 CHECKPOINT_FORMAT_VERSION = 1
 MILESTONE = "-milestone"
+LEFT = "it is left as it is: choose another RUN, or put a whole checkpoint there"
 
 
 class Checkpoints:
@@ -168,31 +171,41 @@ def _whole(path: Path) -> dict[str, Any] | None:
         return None
 
 
-class DamagedError(InputError):
-    """A checkpoint is not what was once written."""
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, own: bool = True) -> dict[str, Any]:
     """What a checkpoint holds, on the CPU. No code in it is run.
 
+    Args:
+        own: it lies in its run, so that it may be no link.
     Raises:
-        DamagedError: it is cut short, a checksum does not fit, or it is no checkpoint of this format.
-        InputError: it cannot be read.
+        DamagedError: a checksum does not fit, or the end of the file is missing.
+        InputError: it cannot be read, is of another format, or holds something else than a checkpoint's state.
     """
+    state = load_torch_file(path, what="checkpoint", own=own)
+    version = state.get("format_version") if isinstance(state, dict) else None
+    if version != CHECKPOINT_FORMAT_VERSION:
+        raise InputError(
+            f"checkpoint {path}: format version {version!r}, but this r2o reads {CHECKPOINT_FORMAT_VERSION}; it is "
+            "left as it is: use the r2o that wrote it"
+        )
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise DamagedError(f"checkpoint {path} is damaged (checksum of {damaged})")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, InputError) as error:
-        raise error if isinstance(error, InputError) else InputError(f"{path}: {error.strerror}") from None
-    except Exception as error:  # zipfile and torch raise many kinds for a damaged file
-        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
-        raise DamagedError(f"checkpoint {path} is damaged ({why})") from error
-    if not isinstance(state, dict) or state.get("format_version") != CHECKPOINT_FORMAT_VERSION:
-        raise DamagedError(f"checkpoint {path} is damaged, or of another format than {CHECKPOINT_FORMAT_VERSION}")
-    return state
+        _State.model_validate(state)
+    except ValidationError as error:
+        raise InputError(f"checkpoint {path} holds no state of a run ({first_problem(error)}); {LEFT}") from None
+    return dict(state)
+
+
+class _State(BaseModel):
+    """The members of a checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+    format_version: int
+    fingerprint: str
+    step: Annotated[int, Field(ge=0)]
+    seed: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any] | None
 
 
 def _copied(value: Any) -> Any:

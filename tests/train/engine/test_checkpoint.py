@@ -137,10 +137,10 @@ class _Program:
 def test_a_checkpoint_is_never_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, path = save(tmp_path, 1, 2)
     torch.save({"format_version": 1, "fingerprint": "f", "step": 2, "model": _Program()}, path)
-    assert resume(tmp_path, trained(0), fingerprint="f") == 1
-    captured = capsys.readouterr()
-    assert "executed" not in captured.out
-    assert "is damaged (UnpicklingError" in captured.err
+    with pytest.raises(InputError, match=r"step-00000002\.pt cannot be read \(UnpicklingError.*; it is left as it is"):
+        resume(tmp_path, trained(0), fingerprint="f")
+    assert "executed" not in capsys.readouterr().out
+    assert path.exists()
 
 
 def test_a_disk_that_fails_is_told_once_asked_and_nothing_whole_is_lost(tmp_path: Path) -> None:
