@@ -12,11 +12,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.foundation.errors import InputError, exit_code_of
+from pipeline.foundation.errors import AgreedError, InputError, exit_code_of
 from pipeline.foundation.exit_codes import EXIT_FAILED
 from pipeline.foundation.progress import say
 from pipeline.foundation.settings import load_settings
-from pipeline.foundation.this_rank import is_first_rank
+from pipeline.foundation.this_rank import is_first_rank, this_rank
 from train.config.evals import all_sections
 from train.config.pretrain import PretrainSettings
 from train.distributed.environment import adopt_ranks, node_ranks, num_ranks
@@ -40,7 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(PretrainSettings, "pretrain", arguments.config, arguments.overrides, all_sections())
     adopt_ranks()
     with stop_request() as request:
-        return _main(arguments, settings, request)
+        try:
+            return _main(arguments, settings, request)
+        except StoppedError:
+            assert request.signal is not None
+            if is_first_rank():
+                say(f"pretrain: {request.signal.name}: stopped before the first step; the same command begins again")
+            return exit_code_after(request.signal.name)
 
 
 def _main(arguments: argparse.Namespace, settings: PretrainSettings, request: StopRequest) -> int:
@@ -55,21 +61,18 @@ def _main(arguments: argparse.Namespace, settings: PretrainSettings, request: St
         )
         with world_from_environment(timeout_minutes=settings.run.collective_timeout_minutes) as world:
             return pretrain(job, world, request)
-    except StoppedError:
-        assert request.signal is not None
-        if is_first_rank():
-            say(f"pretrain: {request.signal.name}: stopped before the first step; the same command begins again")
-        return exit_code_after(request.signal.name)
     except LostRankError as error:
         time.sleep(MAIN_SPEAKS_FIRST / 2)  # whoever started the ranks blames the one that died, and ends this one
         say(f"r2o: {error}")
         return EXIT_FAILED
-    except InputError:
-        if not is_first_rank():
-            time.sleep(
-                MAIN_SPEAKS_FIRST
-            )  # as a rule every rank finds the same; launchers stop the others when one ends
-        raise
+    except InputError as error:
+        if is_first_rank():
+            raise
+        # As a rule every rank finds the same, and launchers end the others when one ends. A fault that this rank alone
+        # has is said after that time, by the rank's number; the others wait for it until then, or until
+        # `collective_timeout_minutes` where nobody ends them.
+        time.sleep(MAIN_SPEAKS_FIRST)
+        raise error if isinstance(error, AgreedError) else InputError(f"rank {this_rank()}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-import sys
+import re
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,18 +21,24 @@ from torch import Tensor
 from pipeline.artifacts.names import first_problem
 from pipeline.artifacts.run_files import CHECKPOINTS_FOLDER
 from pipeline.foundation.errors import InputError
-from pipeline.foundation.files import atomic_writer, is_temporary
+from pipeline.foundation.files import atomic_writer, is_temporary, sync_folder
+from pipeline.foundation.progress import say
 from train.distributed.collectives import copy_from_main, from_main
 from train.engine.build import Training, unwrapped
+from train.engine.fit import misfit
 from train.models.torch_file import DamagedError, load_torch_file
+from train.run.folder import has_begun
 
 CHECKPOINT_FORMAT_VERSION = 1
 MILESTONE = "-milestone"
+DAMAGED = "damaged-"
 LEFT = "it is left as it is: choose another RUN, or put a whole checkpoint there"
 
 
 class Checkpoints:
     """The checkpoints of a run: `checkpoints/step-00000312.pt`, steps done; `…-milestone.pt` are never removed.
+
+    The first is of step 0: from then on a run without a whole one has lost it, and does not begin again by itself.
 
     Saving copies the state to memory, and a thread writes it while training goes on.
 
@@ -122,9 +128,10 @@ def resume(run: Path, training: Training, *, fingerprint: str) -> int:
     The main rank reads it and gives it to the others. A damaged one is set aside as `damaged-step-….pt`, loudly.
 
     Returns:
-        the number of steps done, 0 where there is no checkpoint.
+        the number of steps done, 0 where nothing has begun.
     Raises:
-        InputError: all are damaged, or it is of a run with other settings; on every rank.
+        InputError: the run has begun and none is whole, the newest cannot be read, or it is of a run with other
+            settings; on every rank.
     """
     state = json.loads(from_main(lambda: _restore(run, training, fingerprint), training.world))
     if state["step"]:
@@ -146,17 +153,24 @@ def _restore(run: Path, training: Training, fingerprint: str) -> str:
     for leftover in (run / CHECKPOINTS_FOLDER).glob(".*"):
         if is_temporary(leftover):
             leftover.unlink()
-    found = checkpoints(run)
-    for path in reversed(found):
+    for path in reversed(checkpoints(run)):
         state = _whole(path)
-        if state is not None:
-            if state["fingerprint"] != fingerprint:
-                raise InputError(f"{path} belongs to a run with other settings; choose another RUN")
-            unwrapped(training.model).load_state_dict(state["model"])
-            training.optimizer.load_state_dict(state["optimizer"])
-            return json.dumps({"step": state["step"], "scaler": state["scaler"]})
-    if found:
-        raise InputError(f"all {len(found)} checkpoints in {run / CHECKPOINTS_FOLDER} were damaged; choose another RUN")
+        if state is None:
+            continue
+        if state["fingerprint"] != fingerprint:
+            raise InputError(f"{path} belongs to a run with other settings or shards; choose another RUN")
+        if problem := misfit(state, training):
+            raise InputError(f"checkpoint {path} does not fit this run ({problem}); {LEFT}")
+        unwrapped(training.model).load_state_dict(state["model"])
+        training.optimizer.load_state_dict(state["optimizer"])
+        _say_what_is_aside(run, step=state["step"])
+        return json.dumps({"step": state["step"], "scaler": state["scaler"]})
+    if has_begun(run):
+        aside = f" (damaged ones set aside: {count})" if (count := len(_set_aside(run))) else ""
+        raise InputError(
+            f"{run} has begun but holds no whole checkpoint{aside}; put one back as {CHECKPOINTS_FOLDER}/step-….pt, "
+            f"choose another RUN, or remove {run} to begin again"
+        )
     return json.dumps({"step": 0, "scaler": None})
 
 
@@ -165,10 +179,23 @@ def _whole(path: Path) -> dict[str, Any] | None:
     try:
         return read_checkpoint(path)
     except DamagedError as error:
-        aside = path.with_name(f"damaged-{path.name}")
+        aside = path.with_name(f"{DAMAGED}{path.name}")
         path.rename(aside)
-        print(f"pretrain: WARNING: {error}; it is {aside.name} now, going on from the one before", file=sys.stderr)
+        sync_folder(path.parent)
+        say(f"pretrain: WARNING: {error}; it is {aside.name} now")
         return None
+
+
+def _set_aside(run: Path) -> list[Path]:
+    """The damaged checkpoints of a run, oldest first."""
+    return sorted((run / CHECKPOINTS_FOLDER).glob(f"{DAMAGED}step-*.pt"))
+
+
+def _say_what_is_aside(run: Path, *, step: int) -> None:
+    """That steps were done which are done again, because the checkpoints after them are damaged."""
+    steps = [int(found[1]) for path in _set_aside(run) if (found := re.search(r"step-(\d+)", path.name))]
+    if max(steps, default=0) > step:
+        say(f"pretrain: WARNING: going on after step {step}, as the checkpoint of step {max(steps)} is damaged")
 
 
 def read_checkpoint(path: Path, *, own: bool = True) -> dict[str, Any]:

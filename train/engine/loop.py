@@ -25,7 +25,7 @@ from train.distributed.environment import node_ranks
 from train.distributed.replicas import distribute
 from train.distributed.world import World
 from train.engine.build import Training, build_training, compile_backbones, unwrapped
-from train.engine.checkpoint import Checkpoints, resume
+from train.engine.checkpoint import Checkpoints, checkpoints, resume
 from train.engine.job import Job
 from train.engine.step import NotFiniteError, StepFigures, train_step
 from train.models.backbone_file import save_backbone
@@ -58,16 +58,28 @@ def pretrain(job: Job, world: World, request: StopRequest) -> int:
             init=job.init.weights if job.init else None,
         )
         first_step = resume(folder.path, training, fingerprint=folder.fingerprint)
-        from_main(lambda: folder.note_start(plan, world.device, step=first_step), world)
+        if first_step > plan.total_steps:
+            raise AgreedError(f"{folder.path} is at step {first_step}, but has {plan.total_steps}; choose another RUN")
+        goes_on = bool(checkpoints(folder.path))
+        saved = Checkpoints(folder.path, fingerprint=folder.fingerprint, keep=settings.run.keep_checkpoints)
+        from_main(lambda: _begin(job, training, saved, first_step), world)
         if world.is_main:
-            _say_what_starts(job, first_step)
+            _say_what_starts(job, first_step if goes_on else None)
         if settings.run.compile:
             compile_backbones(unwrapped(training.model))
         training = replace(training, model=distribute(training.model, world))
-        return _Loop(job, training, request).train(first_step)
+        return _Loop(job, training, saved, request).train(first_step)
 
 
-def _say_what_starts(job: Job, first_step: int) -> None:
+def _begin(job: Job, training: Training, saved: Checkpoints, first_step: int) -> str:
+    """Leave the first checkpoint, then the record that says that the run has begun. Gives ""."""
+    if not checkpoints(job.folder.path):
+        saved.save(training, step=0)
+        saved.wait()
+    return job.folder.note_start(job.plan, training.world.device, step=first_step)
+
+
+def _say_what_starts(job: Job, first_step: int | None) -> None:
     plan, run = job.plan, job.settings.run
     lines = [job.reading, *(f"going on without: {problem}" for problem in job.problems)]
     if job.init is not None:
@@ -83,7 +95,7 @@ def _say_what_starts(job: Job, first_step: int) -> None:
             f"global batch {plan.global_batch_size}: peak learning rate {job.settings.peak_lr:g}, "
             f"target_ema {run_target_ema(job.settings, 0, plan):.5f} at the start"
         )
-    if first_step:
+    if first_step is not None:
         epoch, position = divmod(first_step, plan.steps_per_epoch)
         lines.append(f"going on after step {first_step} (epoch {epoch}, {position} steps in)")
     for line in lines:
@@ -93,13 +105,10 @@ def _say_what_starts(job: Job, first_step: int) -> None:
 class _Loop:
     """The steps of a run, and what is written between them."""
 
-    def __init__(self, job: Job, training: Training, request: StopRequest) -> None:
-        self.job, self.training, self.request = job, training, request
+    def __init__(self, job: Job, training: Training, saved: Checkpoints, request: StopRequest) -> None:
+        self.job, self.training, self.checkpoints, self.request = job, training, saved, request
         self.settings, self.plan, self.world = job.settings, job.plan, training.world
         self.run = job.folder.path
-        self.checkpoints = Checkpoints(
-            self.run, fingerprint=job.folder.fingerprint, keep=self.settings.run.keep_checkpoints
-        )
         self.panels = Panels(job.reader, job.settings, self.world.device)
         self.probe = Probe(job.reader, job.settings, self.world) if job.settings.run.probe_every_epochs else None
 

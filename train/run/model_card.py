@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.results import Results, Spread
-from pipeline.artifacts.run_files import CONFIG_NAME, RESULTS_NAME, evaluation_folder
+from pipeline.artifacts.run_files import RESULTS_NAME, evaluation_folder
 from train.models.backbone import VIT_SIZES
+from train.run.folder import run_config
 from train.run.log import read_log
 
 SHOWN = ("loss", "num_clusters", "prediction_std", "projection_std", "valid_fraction")
@@ -97,7 +98,7 @@ def model_card(
         f"## Loading\n\n```python\n{loading}\n```",
         f"## Figures\n\n{_figures(run, step, fingerprint=record['fingerprint'])}",
         f"## Origin\n\n{_origin(record)}",
-        f"## Settings\n\n```yaml\n{(run / CONFIG_NAME).read_text(encoding='utf-8').rstrip()}\n```",
+        f"## Settings\n\n```yaml\n{run_config(run).rstrip()}\n```",
     ]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 

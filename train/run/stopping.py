@@ -11,7 +11,7 @@ from pipeline.foundation.exit_codes import EXIT_INTERRUPTED, EXIT_REQUEUE
 from pipeline.foundation.signals import STOP_SIGNALS
 
 
-class StoppedError(Exception):
+class StoppedError(BaseException):  # a handler raises it anywhere, where no `except Exception` may take it for a fault
     """A signal came before there was a step whose end is worth waiting for."""
 
 

@@ -1,6 +1,8 @@
 """Checkpoints are whole, are not code, and belong to their run."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,22 +113,28 @@ def test_a_damaged_one_is_set_aside_loudly_and_the_one_before_taken(
     assert resume(tmp_path, training, fingerprint="f") == 1
     assert same(training, trained(1))
     told = capsys.readouterr().err
+    assert "pretrain: WARNING: checkpoint " in told
     assert "step-00000002.pt is damaged" in told
-    assert "WARNING" in told
+    behind = "pretrain: WARNING: going on after step 1, as the checkpoint of step 2 is damaged\n"
+    assert told.endswith(behind)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.startswith("damaged")] == [
         "damaged-step-00000002.pt"
     ]
     assert resume(tmp_path, trained(0), fingerprint="f") == 1
+    assert capsys.readouterr().err == behind
+    save(tmp_path, 3)
+    assert resume(tmp_path, trained(0), fingerprint="f") == 3
     assert capsys.readouterr().err == ""
 
 
 def test_only_damaged_ones_and_another_run_are_errors(tmp_path: Path) -> None:
     (path,) = save(tmp_path, 1)
-    with pytest.raises(InputError, match=r"step-00000001\.pt belongs to a run with other settings"):
+    with pytest.raises(InputError, match=r"step-00000001\.pt belongs to a run with other settings or shards"):
         resume(tmp_path, trained(0), fingerprint="g")
     path.write_bytes(b"")
-    with pytest.raises(InputError, match=r"all 1 checkpoints in .* were damaged"):
-        resume(tmp_path, trained(0), fingerprint="f")
+    for _ in range(3):
+        with pytest.raises(InputError, match=r"holds no whole checkpoint \(damaged ones set aside: 1\); put"):
+            resume(tmp_path, trained(0), fingerprint="f")
 
 
 class _Program:
@@ -141,6 +149,91 @@ def test_a_checkpoint_is_never_code(tmp_path: Path, capsys: pytest.CaptureFixtur
         resume(tmp_path, trained(0), fingerprint="f")
     assert "executed" not in capsys.readouterr().out
     assert path.exists()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(5, "Input/output error"), RuntimeError("DefaultCPUAllocator")]
+)
+def test_what_is_no_failed_checksum_leaves_the_checkpoint(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = save(tmp_path, 1, 2)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.load", fail)
+        with pytest.raises(InputError, match=r"step-00000002\.pt cannot be read \(.*\); it is left as it is"):
+            resume(tmp_path, trained(0), fingerprint="f")
+    assert checkpoints(tmp_path) == saved
+    assert resume(tmp_path, trained(0), fingerprint="f") == 2
+
+
+def test_a_checkpoint_of_a_newer_format_is_left_alone(tmp_path: Path) -> None:
+    *_, path = saved = save(tmp_path, 1, 2)
+    torch.save({**torch.load(path, weights_only=True), "format_version": 2, "new": True}, path)
+    with pytest.raises(InputError, match=r"step-00000002\.pt: format version 2, but this r2o reads 1; it is left as"):
+        resume(tmp_path, trained(0), fingerprint="f")
+    assert checkpoints(tmp_path) == saved
+
+
+def without(key: str) -> Callable[[dict[str, Any]], None]:
+    return lambda state: state.pop(key)
+
+
+def with_value(*keys: Any, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(state: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            state = state[key]
+        state[keys[-1]] = value
+
+    return change
+
+
+WEIGHT = "online.backbone.conv1.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (without("model"), "model: Field required"),
+        (without("fingerprint"), "fingerprint: Field required"),
+        (with_value("step", value="2"), "step: Input should be a valid integer"),
+        (with_value("step", value=-1), "step: Input should be greater"),
+        (with_value("step", value=torch.tensor(2)), "step: Input should be"),
+        (with_value("seed", value=1), "its seed is 1"),
+        (with_value("optimizer", value=[1, 2]), "optimizer: Input should be a valid dictionary"),
+        (with_value("optimizer", value={}), "its optimizer has other members"),
+        (with_value("optimizer", "param_groups", value=[{"lr": 0.1}]), "its optimizer has other groups"),
+        (with_value("optimizer", "param_groups", 0, "lr", value="0.1"), "its optimizer has a group without"),
+        (with_value("optimizer", "param_groups", 0, "momentum", value=torch.ones(3)), "its optimizer has other groups"),
+        (with_value("optimizer", "state", 0, value=3), "its optimizer has other state than momenta"),
+        (with_value("optimizer", "state", 0, "momentum_buffer", value=torch.ones(2)), r"momentum 0 is \(2,\)"),
+        (with_value("optimizer", "state", 999, value={"momentum_buffer": torch.ones(2)}), "momentum 999 is not of it"),
+        (with_value("model", value={}), "weight online.backbone.conv1.weight is missing"),
+        (with_value("model", WEIGHT, value=torch.ones(2)), rf"weight {WEIGHT} is \(2,\)"),
+        (with_value("model", WEIGHT, value=torch.ones(64, 3, 7, 7).double()), "torch.float64, not"),
+        (with_value("model", WEIGHT, value="weights"), f"model.{WEIGHT}: Input should be"),
+        (with_value("model", "more", value=torch.ones(2)), "weight more is not of it"),
+        (with_value("scaler", value=None), "one of them scales its loss"),
+        (with_value("scaler", value={}), "its loss scaler has other members"),
+        (with_value("scaler", "scale", value=-1.0), "its loss scale is -1.0"),
+        (with_value("code", value="print()"), "code: Extra inputs"),
+    ],
+)  # fmt: skip
+def test_a_state_of_another_shape_is_one_line_and_nothing_is_set_aside(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], told: str
+) -> None:
+    (path,) = saved = save(tmp_path, 2)
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+    with pytest.raises(InputError, match=told) as caught:
+        resume(tmp_path, trained(0), fingerprint="f")
+    assert "\n" not in str(caught.value)
+    assert "it is left as it is" in str(caught.value)
+    assert checkpoints(tmp_path) == saved
 
 
 def test_a_disk_that_fails_is_told_once_asked_and_nothing_whole_is_lost(tmp_path: Path) -> None:
