@@ -17,7 +17,7 @@ from train.run.log import require_loggers
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run that has been checked: settings, shards and run folder fit together."""
+    """A run that has been checked: settings and shards fit together. The main rank checks the run folder it holds."""
 
     folder: RunFolder
     plan: BatchPlan
@@ -42,7 +42,7 @@ def check_job(
         node_ranks: the ranks of this node.
         init: weights that the backbone begins with, see `train.models.formats.load_init`.
     Raises:
-        InputError: shards, run folder, settings and number of ranks do not fit together.
+        InputError: shards, settings and number of ranks do not fit together.
     """
     settings = settings.fitted_to(num_ranks)
     require_loggers(settings)
@@ -54,10 +54,8 @@ def check_job(
     problems = check_shards(reader, settings)
     name, size = settings.model.backbone, settings.data.image_size
     weights = load_init(init, name, image_size=size) if init is not None else None
-    folder = RunFolder(run, settings, manifest, init)
-    folder.check()
     return Job(
-        folder=folder,
+        folder=RunFolder(run, settings, manifest, init),
         plan=plan,
         reader=reader,
         reading=describe_reading(reader, settings, node_ranks=node_ranks, num_ranks=num_ranks),

@@ -27,6 +27,7 @@ from train.distributed.world import World
 from train.engine.build import Training, build_training, compile_backbones, unwrapped
 from train.engine.checkpoint import Checkpoints, checkpoints, resume
 from train.engine.job import Job
+from train.engine.same_job import require_same_job
 from train.engine.step import NotFiniteError, StepFigures, train_step
 from train.models.backbone_file import save_backbone
 from train.run.clock import StepClock
@@ -48,6 +49,7 @@ def pretrain(job: Job, world: World, request: StopRequest) -> int:
         the exit code: 0 at the end; EXIT_REQUEUE or EXIT_INTERRUPTED where a signal ended it in good order.
     """
     settings, folder, plan = job.settings, job.folder, job.plan
+    require_same_job(job, world)
     with ExitStack() as held:
         from_main(lambda: folder.hold(held), world)
         training = build_training(
