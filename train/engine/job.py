@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.artifacts.manifest import Manifest
-from train.config.batches import BatchPlan, plan_batches
+from train.config.batches import BatchPlan, plan_batches, run_target_ema
 from train.config.pretrain import PretrainSettings
 from train.data.shards.open import check_shards, describe_reading, open_shards
 from train.data.shards.reader import ShardReader
@@ -62,3 +62,30 @@ def check_job(
         problems=tuple(problems),
         init=weights,
     )
+
+
+def what_starts(job: Job, first_step: int | None) -> list[str]:
+    """What is worth saying before the first step, line by line.
+
+    Args:
+        first_step: from which a run goes on; None where it begins.
+    """
+    plan, run = job.plan, job.settings.run
+    lines = [job.reading, *(f"going on without: {problem}" for problem in job.problems)]
+    if job.init is not None:
+        absent = f", but for {', '.join(job.init.absent)}, which it does not have" if job.init.absent else ""
+        lines.append(f"the backbone begins with {job.folder.init}, read as {job.init.format}{absent}")
+    if plan.accumulation > 1:
+        lines.append(
+            f"WARNING: {plan.accumulation} passes a step: batch norm sees {plan.local_batch_size * plan.num_ranks} "
+            f"images at a time, not the global batch of {plan.global_batch_size}"
+        )
+    if run.on_other_batch == "scale":
+        lines.append(
+            f"global batch {plan.global_batch_size}: peak learning rate {job.settings.peak_lr:g}, "
+            f"target_ema {run_target_ema(job.settings, 0, plan):.5f} at the start"
+        )
+    if first_step is not None:
+        epoch, position = divmod(first_step, plan.steps_per_epoch)
+        lines.append(f"going on after step {first_step} (epoch {epoch}, {position} steps in)")
+    return lines
