@@ -38,6 +38,19 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
+def append_whole(path: Path, data: bytes) -> None:
+    """Append all of `data`, on disk when this returns, or nothing. Raises OSError, and as `open_own` does."""
+    with os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab", buffering=0) as file:
+        length = file.tell()
+        try:
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), length)
+            raise
+
+
 def sync_folder(folder: Path) -> None:
     """Have the names in a folder on disk, so that a rename outlives a power cut. Nothing where that cannot be."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.artifacts.manifest import Manifest
-from train.config.batches import BatchPlan, plan_batches
+from train.config.batches import BatchPlan, plan_batches, run_target_ema
 from train.config.pretrain import PretrainSettings
 from train.data.shards.open import check_shards, describe_reading, open_shards
 from train.data.shards.reader import ShardReader
@@ -17,7 +17,7 @@ from train.run.log import require_loggers
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run that has been checked: settings, shards and run folder fit together."""
+    """A run that has been checked: settings and shards fit together. The main rank checks the run folder it holds."""
 
     folder: RunFolder
     plan: BatchPlan
@@ -42,7 +42,7 @@ def check_job(
         node_ranks: the ranks of this node.
         init: weights that the backbone begins with, see `train.models.formats.load_init`.
     Raises:
-        InputError: shards, run folder, settings and number of ranks do not fit together.
+        InputError: shards, settings and number of ranks do not fit together.
     """
     settings = settings.fitted_to(num_ranks)
     require_loggers(settings)
@@ -54,13 +54,38 @@ def check_job(
     problems = check_shards(reader, settings)
     name, size = settings.model.backbone, settings.data.image_size
     weights = load_init(init, name, image_size=size) if init is not None else None
-    folder = RunFolder(run, settings, manifest, init)
-    folder.check()
     return Job(
-        folder=folder,
+        folder=RunFolder(run, settings, manifest, init),
         plan=plan,
         reader=reader,
         reading=describe_reading(reader, settings, node_ranks=node_ranks, num_ranks=num_ranks),
         problems=tuple(problems),
         init=weights,
     )
+
+
+def what_starts(job: Job, first_step: int | None) -> list[str]:
+    """What is worth saying before the first step, line by line.
+
+    Args:
+        first_step: from which a run goes on; None where it begins.
+    """
+    plan, run = job.plan, job.settings.run
+    lines = [job.reading, *(f"going on without: {problem}" for problem in job.problems)]
+    if job.init is not None:
+        absent = f", but for {', '.join(job.init.absent)}, which it does not have" if job.init.absent else ""
+        lines.append(f"the backbone begins with {job.folder.init}, read as {job.init.format}{absent}")
+    if plan.accumulation > 1:
+        lines.append(
+            f"WARNING: {plan.accumulation} passes a step: batch norm sees {plan.local_batch_size * plan.num_ranks} "
+            f"images at a time, not the global batch of {plan.global_batch_size}"
+        )
+    if run.on_other_batch == "scale":
+        lines.append(
+            f"global batch {plan.global_batch_size}: peak learning rate {job.settings.peak_lr:g}, "
+            f"target_ema {run_target_ema(job.settings, 0, plan):.5f} at the start"
+        )
+    if first_step is not None:
+        epoch, position = divmod(first_step, plan.steps_per_epoch)
+        lines.append(f"going on after step {first_step} (epoch {epoch}, {position} steps in)")
+    return lines

@@ -14,7 +14,6 @@ from pipeline.artifacts.run_files import BACKBONE_NAME, SKIPPED_NAME, not_finite
 from pipeline.foundation.errors import AgreedError, InputError
 from pipeline.foundation.files import write_atomic
 from pipeline.foundation.progress import Progress, say
-from train.config.batches import run_target_ema
 from train.data.device import LocalBatch, device_batches
 from train.data.loader import host_batches
 from train.data.shards.open import max_superpixels
@@ -26,7 +25,8 @@ from train.distributed.replicas import distribute
 from train.distributed.world import World
 from train.engine.build import Training, build_training, compile_backbones, unwrapped
 from train.engine.checkpoint import Checkpoints, checkpoints, resume
-from train.engine.job import Job
+from train.engine.job import Job, what_starts
+from train.engine.same_job import require_same_job
 from train.engine.step import NotFiniteError, StepFigures, train_step
 from train.models.backbone_file import save_backbone
 from train.run.clock import StepClock
@@ -48,6 +48,7 @@ def pretrain(job: Job, world: World, request: StopRequest) -> int:
         the exit code: 0 at the end; EXIT_REQUEUE or EXIT_INTERRUPTED where a signal ended it in good order.
     """
     settings, folder, plan = job.settings, job.folder, job.plan
+    require_same_job(job, world)
     with ExitStack() as held:
         from_main(lambda: folder.hold(held), world)
         training = build_training(
@@ -64,7 +65,8 @@ def pretrain(job: Job, world: World, request: StopRequest) -> int:
         saved = Checkpoints(folder.path, fingerprint=folder.fingerprint, keep=settings.run.keep_checkpoints)
         from_main(lambda: _begin(job, training, saved, first_step), world)
         if world.is_main:
-            _say_what_starts(job, first_step if goes_on else None)
+            for line in what_starts(job, first_step if goes_on else None):
+                say(f"pretrain: {line}")
         if settings.run.compile:
             compile_backbones(unwrapped(training.model))
         training = replace(training, model=distribute(training.model, world))
@@ -77,29 +79,6 @@ def _begin(job: Job, training: Training, saved: Checkpoints, first_step: int) ->
         saved.save(training, step=0)
         saved.wait()
     return job.folder.note_start(job.plan, training.world.device, step=first_step)
-
-
-def _say_what_starts(job: Job, first_step: int | None) -> None:
-    plan, run = job.plan, job.settings.run
-    lines = [job.reading, *(f"going on without: {problem}" for problem in job.problems)]
-    if job.init is not None:
-        absent = f", but for {', '.join(job.init.absent)}, which it does not have" if job.init.absent else ""
-        lines.append(f"the backbone begins with {job.folder.init}, read as {job.init.format}{absent}")
-    if plan.accumulation > 1:
-        lines.append(
-            f"WARNING: {plan.accumulation} passes a step: batch norm sees {plan.local_batch_size * plan.num_ranks} "
-            f"images at a time, not the global batch of {plan.global_batch_size}"
-        )
-    if run.on_other_batch == "scale":
-        lines.append(
-            f"global batch {plan.global_batch_size}: peak learning rate {job.settings.peak_lr:g}, "
-            f"target_ema {run_target_ema(job.settings, 0, plan):.5f} at the start"
-        )
-    if first_step is not None:
-        epoch, position = divmod(first_step, plan.steps_per_epoch)
-        lines.append(f"going on after step {first_step} (epoch {epoch}, {position} steps in)")
-    for line in lines:
-        say(f"pretrain: {line}")
 
 
 class _Loop:
@@ -117,13 +96,18 @@ class _Loop:
         plan, world = self.plan, self.world
         run_id = f"{self.job.folder.fingerprint[:12]}-{self.run.name}"
         self.log = RunLog(self.run, self.settings, first_step=first_step, run_id=run_id) if world.is_main else None
-        self.skipped = SkippedLog(self.run, first_step=first_step) if world.is_main else None
+        self.skipped: SkippedLog | None = None
+        from_main(lambda: self._open_skipped(first_step), world)
         self.clock = StepClock()
         if first_step == 0:
             self._draw_panels(0)
         progress = Progress("pretrain", plan.total_steps, "steps", done=first_step)
         with closing(self.log) if self.log is not None else nullcontext():
             return self._steps(first_step, progress)
+
+    def _open_skipped(self, first_step: int) -> str:
+        self.skipped = SkippedLog(self.run, first_step=first_step)
+        return ""
 
     def _steps(self, first_step: int, progress: Progress) -> int:
         plan, world = self.plan, self.world

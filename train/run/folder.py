@@ -119,8 +119,6 @@ class RunFolder:
 
     def check(self) -> None:
         """That the folder is new, or of this very run. Raises InputError."""
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is a file; RUN must be a folder")
         record = read_record(self.path)
         if record is None:
             return
@@ -140,8 +138,10 @@ class RunFolder:
         """Make the folder if need be, and keep other processes out until `held` ends; gives "".
 
         Raises:
-            InputError: one is in, or something of ours in it is a link.
+            InputError: one is in, something of ours in it is a link, or it is of another run.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file; RUN must be a folder")
         self.path.mkdir(parents=True, exist_ok=True)
         for name in OWN_NAMES:
             refuse_link(self.path / name)
@@ -150,6 +150,7 @@ class RunFolder:
                 refuse_link(path)
         busy = f"another process trains in {self.path}; wait for it, stop it, or choose another RUN"
         held.enter_context(only_holder(self.path / RUN_LOCK_NAME, otherwise=busy))
+        self.check()
         return ""
 
     def note_start(self, plan: BatchPlan, device: torch.device, *, step: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import platform
@@ -20,8 +19,10 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
+from pipeline.artifacts.json_lines import keep_lines, read_lines
 from pipeline.artifacts.run_files import EVENTS_FOLDER, LOG_NAME
 from pipeline.foundation.errors import InputError
+from pipeline.foundation.files import append_whole
 from pipeline.foundation.progress import say
 from train.config.pretrain import PretrainSettings
 
@@ -111,12 +112,11 @@ class JsonLines:
 
     def __init__(self, run: Path, *, first_step: int) -> None:
         self._path = run / LOG_NAME
-        if self._path.exists():
-            os.truncate(self._path, _length_before(self._path, first_step))  # which a full disk allows
+        keep_lines(self._path, fits=_is_record, wanted=lambda record: record["step"] < first_step)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         """Append one record."""
-        _append(self._path, (json.dumps({"step": step, **figures}) + "\n").encode())
+        append_whole(self._path, (json.dumps({"step": step, **figures}) + "\n").encode())
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Pictures lie beside the log."""
@@ -125,43 +125,14 @@ class JsonLines:
         """Every record is on disk."""
 
 
-def _append(path: Path, data: bytes) -> None:
-    """Append all of `data`, on disk when this returns, or nothing and raise OSError."""
-    with path.open("ab", buffering=0) as file:
-        length = file.tell()
-        try:
-            if file.write(data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(file.fileno())
-        except OSError:
-            os.ftruncate(file.fileno(), length)
-            raise
-
-
-def _length_before(path: Path, first_step: int) -> int:
-    """Bytes of the whole lines of earlier steps."""
-    length = 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        record = _record(line)
-        if record is None or record["step"] >= first_step:
-            break
-        length += len(line)
-    return length
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    """What a line says; None where a kill cut it short."""
-    try:
-        return json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
+def _is_record(line: dict[str, Any]) -> bool:
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in line.values())
+    return numbers and isinstance(step := line.get("step"), int) and step >= 0
 
 
 def read_log(run: Path, *, figure: str = "loss") -> list[dict[str, float]]:
     """The whole records of a run's log that have a figure: those of steps have `loss`, those of probes their own."""
-    path = run / LOG_NAME
-    records = [_record(line) for line in path.read_bytes().splitlines(keepends=True)] if path.exists() else []
-    return [record for record in records if record is not None and figure in record]
+    return [record for record in read_lines(run / LOG_NAME, fits=_is_record) if figure in record]
 
 
 class Events:
@@ -194,7 +165,7 @@ class Events:
         data = Event(wall_time=time.time(), **members).SerializeToString()
         length = struct.pack("<Q", len(data))
         checksums = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
-        _append(self._path, length + checksums[0] + data + checksums[1])
+        append_whole(self._path, length + checksums[0] + data + checksums[1])
 
     def close(self) -> None:
         """Every event is on disk."""

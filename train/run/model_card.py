@@ -156,7 +156,7 @@ def _figures(run: Path, step: int | None, *, fingerprint: str) -> str:
     """What the run told of these very weights: nothing of later steps, nor what the finished backbone scored."""
     log, lines = _until(read_log(run), step), []
     if log:
-        told = ", ".join(f"{figure} {log[-1][figure]:.4g}" for figure in SHOWN)
+        told = ", ".join(f"{figure} {log[-1][figure]:.4g}" for figure in SHOWN if figure in log[-1])
         lines.append(f"Last step of the log, {log[-1]['step']:.0f}: {told}.")
     for figure in ("knn_top1", "abo"):
         if probes := _until(read_log(run, figure=figure), step):

@@ -64,6 +64,21 @@ def test_a_resume_takes_back_what_it_will_do_again(tmp_path: Path) -> None:
     assert [step for step, _ in scalars_of(tmp_path)["train/loss"]] == [0, 10, 20, 30]
 
 
+@pytest.mark.parametrize(
+    "damaged", [b'{"step": 10, "lo\n', b"{}\n", b"7\n", b'{"step": 10, "loss": "low"}\n', b"\xff\n"]
+)
+def test_a_damaged_line_costs_no_other(tmp_path: Path, damaged: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    log_of(tmp_path, 0, 10, 20, 30)
+    path = tmp_path / LOG_NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], damaged, *lines[2:]]))
+    assert [r["step"] for r in read_log(tmp_path)] == [0, 20, 30]
+    log = log_of(tmp_path, 30, 40, first_step=30)
+    assert capsys.readouterr().err == f"r2o: WARNING: {path}: 1 damaged line dropped\n"
+    assert log.lost == {}
+    assert [json.loads(line)["step"] for line in path.read_bytes().splitlines()] == [0, 20, 30, 40]
+
+
 def test_probes_and_steps_are_told_apart(tmp_path: Path) -> None:
     log = RunLog(tmp_path, SETTINGS, first_step=0, run_id="id")
     log.write(step=9, loss=1.0)

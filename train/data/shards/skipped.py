@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.json_lines import keep_lines
 from pipeline.artifacts.run_files import SKIPPED_NAME
 from pipeline.foundation.errors import InputError
-from pipeline.foundation.files import write_atomic
+from pipeline.foundation.files import append_whole
 from pipeline.foundation.progress import say
 from train.data.shards.reader import Skipped
 
 SHOWN = 5  # lines a step
+KINDS = {"step": int, "epoch": int, "sample_id": int, "shard": str, "key": str, "reason": str}
 
 
 class SkippedLog:
@@ -21,9 +23,7 @@ class SkippedLog:
 
     def __init__(self, run: Path, *, first_step: int) -> None:
         self._path = run / SKIPPED_NAME
-        self.lines = [line for line in _read(self._path) if line["step"] < first_step]
-        if self._path.exists():
-            write_atomic(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
+        self.lines = keep_lines(self._path, fits=_is_line, wanted=lambda line: line["step"] < first_step)
 
     def count_in(self, epoch: int) -> int:
         """Samples of an epoch that the log names."""
@@ -33,8 +33,7 @@ class SkippedLog:
         """Append, and say so."""
         new = [{"step": step, **one._asdict()} for one in skipped]
         self.lines += new
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in new))
+        append_whole(self._path, "".join(json.dumps(line) + "\n" for line in new).encode())
         for line in new[:SHOWN]:
             say(f"pretrain: step {step}: skipped {line['shard']}, sample {line['key'] or '?'}: {line['reason']}")
         if len(new) > SHOWN:
@@ -51,8 +50,5 @@ def require_few_skipped(count: int, *, num_samples: int, max_fraction: float, ep
         )
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")  # a last line that a kill cut short is not one
-    return [json.loads(line) for line in lines if line]
+def _is_line(line: dict[str, Any]) -> bool:
+    return line.keys() == KINDS.keys() and all(type(line[name]) is kind for name, kind in KINDS.items())
