@@ -7,13 +7,16 @@ import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
+from pydantic import BaseModel
 
 from pipeline.artifacts.fingerprint import fingerprint
+from pipeline.artifacts.names import Sha256
 from pipeline.foundation.errors import InputError
-from pipeline.foundation.files import is_temporary, write_atomic
+from pipeline.foundation.files import is_temporary, refuse_link, sync_folder, write_atomic
 from pipeline.foundation.pictures import VOID, voc_palette
 from pipeline.foundation.progress import Progress
 from preprocess.config import SceneSettings
@@ -25,16 +28,23 @@ PARTS = ("images", "VOCdevkit")
 PRETRAIN, TRAIN, VAL = range(3)
 
 
+class _Record(BaseModel):
+    fingerprint: Sha256
+    settings: dict[str, Any]
+
+
 def make_scenes(out: Path, settings: SceneSettings) -> bool:
     """Fill `out`, unless it already holds what these settings give; whether anything was made.
 
     Raises:
-        InputError: `out` is a file, or holds something else.
+        InputError: `out` is a file, or holds something else, or a link where a part would lie.
     """
     identity = fingerprint(
         scenes_version=SCENES_VERSION, settings=settings, versions={name: version(name) for name in ("numpy", "pillow")}
     )
     marker, making = out / MARKER_NAME, out / MAKING
+    for name in (MARKER_NAME, MAKING, *PARTS):
+        refuse_link(out / name)
     if _marked(out) == identity and not making.exists():
         return False
     shutil.rmtree(making, ignore_errors=True)
@@ -43,10 +53,12 @@ def make_scenes(out: Path, settings: SceneSettings) -> bool:
     _write_class_folders(making / PARTS[0], settings, progress)
     _write_voc(making / PARTS[1] / "VOC2012", settings, progress)
     marker.unlink(missing_ok=True)
+    sync_folder(out)
     for part in PARTS:
         if (out / part).exists():
             shutil.rmtree(out / part)
         (making / part).rename(out / part)
+    sync_folder(out)
     record = {"fingerprint": identity, "settings": settings.model_dump(mode="json")}
     write_atomic(marker, json.dumps(record, sort_keys=True, indent=1) + "\n")
     making.rmdir()
@@ -63,10 +75,13 @@ def _marked(out: Path) -> str | None:
     if MARKER_NAME not in found:
         return None
     try:
-        record = json.loads((out / MARKER_NAME).read_bytes())
-    except ValueError:
-        return None
-    return record.get("fingerprint") if isinstance(record, dict) and found.issuperset(PARTS) else None
+        record = _Record.model_validate_json((out / MARKER_NAME).read_bytes())
+    except (OSError, ValueError):
+        raise InputError(
+            f"--out {out}: {MARKER_NAME} is damaged or none of ours; move it and {' and '.join(PARTS)} away, or "
+            "give an empty or new folder"
+        ) from None
+    return record.fingerprint if found.issuperset(PARTS) else None
 
 
 def _write_class_folders(folder: Path, settings: SceneSettings, progress: Progress) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from pipeline.foundation.errors import InputError
 from pipeline.foundation.pictures import voc_palette
 from preprocess import scenes
 from preprocess.config import SHAPES, SceneSettings
+from preprocess.demo import make_scenes as make_module
 from preprocess.demo.make_scenes import make_scenes, voc_mask
 from preprocess.demo.scene_art import _coverage, _Object, _outline, _soft, make_scene
 
@@ -164,6 +166,41 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
         make_scenes(tmp_path, SMALL)
     assert scenes.main(["--out", str(tmp_path), "--set", "scenes.sise=3"]) == 2
     assert "did you mean 'size'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ['{"scenes": ["beach"]}', "[]", "{", '{"fingerprint": "../x", "settings": {}}'])
+def test_a_foreign_scenes_json_makes_no_folder_ours(tmp_path, text):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "thesis.jpg").write_bytes(b"mine")
+    (tmp_path / "scenes.json").write_text(text)
+    with pytest.raises(InputError, match=r"scenes\.json is damaged or none of ours; move it and images and VOC"):
+        make_scenes(tmp_path, SMALL)
+    assert (tmp_path / "images" / "thesis.jpg").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", [".making", "images", "VOCdevkit", "scenes.json"])
+def test_a_link_in_the_folder_is_refused_and_what_it_leads_to_stays(tmp_path, made, name):
+    out, elsewhere = tmp_path / "demo", tmp_path / "elsewhere"
+    shutil.copytree(made, out)
+    elsewhere.mkdir()
+    (elsewhere / "thesis").write_text("mine")
+    if (out / name).exists():
+        (out / name).rename(tmp_path / "aside")
+    (out / name).symlink_to(elsewhere)
+    with pytest.raises(InputError, match=f"{name}: a link, and r2o follows none there"):
+        make_scenes(out, SMALL.model_copy(update={"seed": 1}))
+    assert [path.name for path in elsewhere.iterdir()] == ["thesis"]
+
+
+def test_the_folder_is_synced_between_the_renames_and_the_marker(tmp_path, monkeypatch):
+    told, out = [], tmp_path / "demo"
+
+    def sync(folder):
+        told.append((folder, *sorted(path.name for path in folder.iterdir())))
+
+    monkeypatch.setattr(make_module, "sync_folder", sync)
+    make_scenes(out, SMALL)
+    assert told == [(out, ".making"), (out, ".making", "VOCdevkit", "images")]
 
 
 def test_command(tmp_path, capsys):

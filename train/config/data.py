@@ -25,14 +25,17 @@ class DataSettings(Settings):
         on_damage: `fail` ends the run at the first sample that cannot be read; `skip` puts the next sample of the epoch
             in its place, names it in skipped.jsonl, and fails when more than `max_skipped_fraction` of an epoch are.
         cache: folder on this node's disk into which shards are copied before they are needed; without it shards behind
-            a URL go to ~/.cache/r2o (or $R2O_CACHE), and those in a folder are read where they lie.
+            a URL go to ~/.cache/r2o (or $R2O_CACHE), and those in a folder are read where they lie. A folder that other
+            users may write to is refused.
         verify: compare every shard's SHA-256 with the manifest before it is first used.
+        recheck_days: a shard that was compared longer ago than that is compared again before a process first uses it;
+            null: never.
     """
 
     NOT_CONTENT: ClassVar[frozenset[str]] = frozenset(
         {
             "num_workers", "prefetch_batches", "accept_over_limit", "on_damage", "max_skipped_fraction",
-            "cache", "cache_gb", "verify", "retries",
+            "cache", "cache_gb", "verify", "recheck_days", "retries",
         }
     )  # fmt: skip
 
@@ -54,6 +57,7 @@ class DataSettings(Settings):
     cache: Path | None = None
     cache_gb: Annotated[float, Field(gt=0)] = Field(32.0, description="what it may hold, in 1e9 bytes")
     verify: bool = True
+    recheck_days: Annotated[float, Field(gt=0)] | None = 7.0
     retries: Annotated[int, Field(ge=0)] = Field(3, description="of a read that fails")
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pipeline.foundation.errors import InputError
 from train.config.pretrain import PretrainSettings
 from train.data.order import SampleOrder
-from train.data.shards.reader import ShardReader, Skipped
+from train.data.shards.reader import RawSample, ShardReader, Skipped
 from train.data.views import Sample, make_sample
 
 MAX_SUBSTITUTES = 4096  # damaged places in a row after which a set is taken for lost
@@ -70,19 +70,27 @@ class SampleMaker:
         map_name = self.settings.superpixel_map(epoch)
         raw = self.reader.read(sample_id, map_name)
         try:
-            return make_sample(
-                raw.members,
-                key=raw.key,
-                sample_id=sample_id,
-                epoch=epoch,
-                seed=self.settings.seed,
-                data=self.settings.data,
-                augment=self.settings.augment,
-                max_superpixels=self.reader.manifest.map_stats(map_name).max_superpixels,
-                map_name=map_name,
-            )
+            return self._decoded(raw, epoch, map_name)
+        except InputError:
+            self.reader.compare_again(sample_id)  # it may be the shard that has rotted; a copy of it is then made again
+        raw = self.reader.read(sample_id, map_name)
+        try:
+            return self._decoded(raw, epoch, map_name)
         except InputError as error:
             raise InputError(f"{self.reader.name_of(self.reader.place_of(sample_id)[0])}: {error}") from None
+
+    def _decoded(self, raw: RawSample, epoch: int, map_name: str) -> Sample:
+        return make_sample(
+            raw.members,
+            key=raw.key,
+            sample_id=raw.sample_id,
+            epoch=epoch,
+            seed=self.settings.seed,
+            data=self.settings.data,
+            augment=self.settings.augment,
+            max_superpixels=self.reader.manifest.map_stats(map_name).max_superpixels,
+            map_name=map_name,
+        )
 
 
 class SlotStream(IterableDataset[Slot]):

@@ -25,6 +25,7 @@ def open_shards(place: str, manifest: Manifest, data: DataSettings) -> ShardRead
         cache=data.cache,
         cache_bytes=int(data.cache_gb * 1e9),
         verify=data.verify,
+        recheck_days=data.recheck_days,
         retries=data.retries,
     )
     return ShardReader(files, manifest)
@@ -69,7 +70,7 @@ def describe_reading(reader: ShardReader, settings: PretrainSettings, *, node_ra
     """What one node will read in an epoch, in bytes, and where it puts it.
 
     Raises:
-        InputError: the cache is smaller than what the node reads side by side.
+        InputError: the cache is smaller than what the node reads side by side, or others may write to it.
     """
     manifest, files = reader.manifest, reader.files
     order = SampleOrder.of(settings, tuple(shard.samples for shard in manifest.shards))
@@ -84,12 +85,9 @@ def describe_reading(reader: ShardReader, settings: PretrainSettings, *, node_ra
         f"{files.place}: {manifest.stored} samples in {len(size)} shards, {size.sum() / 1e9:.4g} GB; a node reads "
         f"{len(read)} of them, {size[read].sum() / 1e9:.4g} GB, an epoch, {side_by_side} side by side"
     )
+    files.require_own_folders()
     if not files.is_cached:
         return text
-    try:
-        files.cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"pretrain.data.cache: {files.cache}: {error.strerror}; choose another folder") from None
     needed = side_by_side * int(size.max())
     if settings.data.cache_gb * 1e9 < needed:
         raise InputError(

@@ -62,6 +62,10 @@ class ShardReader:
             raise InputError(f"{self.name_of(shard)}: sample {entry.key} has no {missing[0]}; run `make shards` again")
         return RawSample(sample_id, entry.key, self._members(shard, {name: entry.members[name] for name in needed}))
 
+    def compare_again(self, sample_id: int) -> None:
+        """Compare the shard of a sample that cannot be decoded. Raises InputError where the shard is damaged."""
+        self.files.compare_again(self.place_of(sample_id)[0])
+
     def name_of(self, shard: int) -> str:
         """File name of a shard."""
         return self.manifest.shards[shard].name

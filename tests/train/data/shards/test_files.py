@@ -75,7 +75,7 @@ def test_a_flipped_byte_is_found_on_first_use_unless_that_is_turned_off(copied: 
 def test_a_shard_is_hashed_once_for_all_processes_and_again_when_it_changes(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hashed = counted(monkeypatch, "sha256_of")
+    hashed = counted(monkeypatch, "sha256_of_own")
     whole(files_of(copied), 0)
     whole(files_of(copied), 0)  # as another process: only the mark is shared
     assert len(hashed) == 1
@@ -86,7 +86,7 @@ def test_a_shard_is_hashed_once_for_all_processes_and_again_when_it_changes(
 
 def test_without_a_place_for_marks_every_process_checks(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("R2O_CACHE", "/proc/nowhere")
-    hashed = counted(monkeypatch, "sha256_of")
+    hashed = counted(monkeypatch, "sha256_of_own")
     whole(files_of(copied), 0)
     whole(files_of(copied), 0)
     assert len(hashed) == 2
