@@ -97,7 +97,7 @@ def _runtime_env(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"--runtime-env {path}: cannot be read ({error})") from None
     if not isinstance(loaded, dict):
         raise InputError(f"--runtime-env {path}: must hold keys of Ray's runtime_env, as pip or env_vars")

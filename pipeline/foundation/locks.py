@@ -97,7 +97,7 @@ def _lease_at(folder: Folder) -> tuple[str, int] | None:
         return str(lease["token"]), int(lease["count"])
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "", 0
 
 

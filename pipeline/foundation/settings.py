@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.foundation.errors import InputError
 
 SECTIONS = ("scenes", "shards", "pretrain", "workflow")
+# ValueError: a value like 2026-99-99, which is no date.
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 EVALUATION_PREFIX = "eval_"  # of the sections of evaluations; whoever has no list of them lets every one pass
 
 
@@ -93,7 +95,7 @@ def apply_overrides(
             raise InputError(f"--set {override}: unknown section '{keys[0]}'{_nearest(keys[0], known or SECTIONS)}")
         try:
             nested: Any = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except NOT_YAML:
             raise InputError(f"--set {override}: the value is not valid YAML") from None
         for key in reversed(keys):
             nested = {key: nested}
@@ -119,7 +121,7 @@ def _read_yaml(path: Path, known: Sequence[str] | None) -> dict[str, Any]:
         raise InputError(f"config {path} cannot be read: {error}") from None
     try:
         loaded = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         where = getattr(error, "problem_mark", None)
         raise InputError(f"config {path} is not valid YAML{f' (line {where.line + 1})' if where else ''}") from None
     if loaded is None:

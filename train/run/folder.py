@@ -220,7 +220,7 @@ def read_record(run: Path) -> dict[str, Any] | None:
         raise
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; put that right, or choose another RUN") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         why = first_problem(error) if isinstance(error, ValidationError) else error
         raise InputError(f"{path} is damaged ({why}); put a whole one back, or choose another RUN") from None
     return record.model_dump(mode="json")
