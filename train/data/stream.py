@@ -68,29 +68,24 @@ class SampleMaker:
 
     def _make(self, sample_id: int, epoch: int) -> Sample:
         map_name = self.settings.superpixel_map(epoch)
-        raw = self.reader.read(sample_id, map_name)
-        try:
-            return self._decoded(raw, epoch, map_name)
-        except InputError:
-            self.reader.compare_again(sample_id)  # it may be the shard that has rotted; a copy of it is then made again
-        raw = self.reader.read(sample_id, map_name)
-        try:
-            return self._decoded(raw, epoch, map_name)
-        except InputError as error:
-            raise InputError(f"{self.reader.name_of(self.reader.place_of(sample_id)[0])}: {error}") from None
 
-    def _decoded(self, raw: RawSample, epoch: int, map_name: str) -> Sample:
-        return make_sample(
-            raw.members,
-            key=raw.key,
-            sample_id=raw.sample_id,
-            epoch=epoch,
-            seed=self.settings.seed,
-            data=self.settings.data,
-            augment=self.settings.augment,
-            max_superpixels=self.reader.manifest.map_stats(map_name).max_superpixels,
-            map_name=map_name,
-        )
+        def decode(raw: RawSample) -> Sample:
+            try:
+                return make_sample(
+                    raw.members,
+                    key=raw.key,
+                    sample_id=sample_id,
+                    epoch=epoch,
+                    seed=self.settings.seed,
+                    data=self.settings.data,
+                    augment=self.settings.augment,
+                    max_superpixels=self.reader.manifest.map_stats(map_name).max_superpixels,
+                    map_name=map_name,
+                )
+            except InputError as error:
+                raise InputError(f"{self.reader.name_of(self.reader.place_of(sample_id)[0])}: {error}") from None
+
+        return self.reader.decoded(sample_id, decode, map_name)
 
 
 class SlotStream(IterableDataset[Slot]):

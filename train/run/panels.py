@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from pipeline.foundation.pictures import (
 )
 from train.config.pretrain import PretrainSettings
 from train.data.augment import normalize
-from train.data.shards.reader import ShardReader
+from train.data.shards.reader import RawSample, ShardReader
 from train.data.views import decode_labels, decode_pixels, resized
 from train.r2o.kmeans import seeding_uniforms
 from train.r2o.model import R2O
@@ -85,16 +86,18 @@ def _readable(
     """Image and label maps of a sample or, where it is damaged and that is to be skipped, of the next whole one."""
     manifest, size = reader.manifest, settings.data.image_size
     names = [*settings.data.superpixel_maps] or [MAIN_MAP]
+
+    def decode(raw: RawSample, name: str) -> tuple[np.ndarray, np.ndarray]:
+        limit = manifest.map_stats(name).max_superpixels
+        labels = decode_labels(raw.members, key=raw.key, max_superpixels=limit, map_name=name)[1]
+        return decode_pixels(raw.members[IMAGE_MEMBER], key=raw.key), labels.astype(np.int32)
+
     for tries_left in reversed(range(manifest.stored)):
         try:
-            superpixels = {}
-            for name in names:
-                limit = manifest.map_stats(name).max_superpixels
-                raw = reader.read(sample_id, name)
-                labels = decode_labels(raw.members, key=raw.key, max_superpixels=limit, map_name=name)[1]
-                superpixels[name] = labels.astype(np.int32)
-            pixels = torch.from_numpy(decode_pixels(raw.members[IMAGE_MEMBER], key=raw.key)).permute(2, 0, 1)
-            return resized(pixels, size).permute(1, 2, 0).numpy(), superpixels
+            decoded = {name: reader.decoded(sample_id, partial(decode, name=name), name) for name in names}
+            pixels = torch.from_numpy(decoded[names[0]][0]).permute(2, 0, 1)
+            labels = {name: labels for name, (_, labels) in decoded.items()}
+            return resized(pixels, size).permute(1, 2, 0).numpy(), labels
         except InputError:
             if settings.data.on_damage == "fail" or not tries_left:
                 raise

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.artifacts.manifest import Manifest
-from pipeline.artifacts.sample import IMAGE_MEMBER
+from pipeline.artifacts.sample import IMAGE_MEMBER, SampleMeta
 from pipeline.foundation.errors import InputError
 from train.config.pretrain import PretrainSettings
 from train.data.augment import normalize
-from train.data.shards.reader import ShardReader
+from train.data.shards.reader import RawSample, ShardReader
 from train.data.views import decode_labels, decode_pixels, resized
 from train.distributed.collectives import gather_rows, texts_of_all
 from train.distributed.world import World
@@ -137,17 +137,20 @@ def _read_classed(reader: ShardReader, settings: PretrainSettings, world: World)
     class_ids = {name: number for number, name in enumerate(reader.manifest.classes)}
     ids = _spread_ids(reader.manifest, settings.run.probe_images)
     images, rows = [], []
+
+    def decode(raw: RawSample) -> tuple[SampleMeta, np.ndarray]:
+        meta, _ = decode_labels(raw.members, key=raw.key, max_superpixels=reader.manifest.max_superpixels)
+        return meta, decode_pixels(raw.members[IMAGE_MEMBER], key=raw.key)
+
     for place in np.array_split(np.arange(len(ids)), world.size)[world.rank].tolist():
         try:
-            raw = reader.read(int(ids[place]))
-            meta, _ = decode_labels(raw.members, key=raw.key, max_superpixels=reader.manifest.max_superpixels)
-            image = _whole(decode_pixels(raw.members[IMAGE_MEMBER], key=raw.key), settings)
+            meta, pixels = reader.decoded(int(ids[place]), decode)
         except InputError:
             if settings.data.on_damage == "fail":
                 raise
             continue
         if meta.class_name in class_ids:
-            images.append(image)
+            images.append(_whole(pixels, settings))
             rows.append((place, class_ids[meta.class_name]))
     return _Classed(_stacked(images, settings), [json.loads(text) for text in texts_of_all(json.dumps(rows), world)])
 

@@ -111,7 +111,7 @@ def test_few_of_many_shards_are_read(shards: Path) -> None:
     files = open_shards(str(shards), manifest, settings.data).files
     small = ShardReader(files, manifest)
     large = ShardReader(files, manifest.model_copy(update={"shards": manifest.shards * 40, "stored": 2800}))
-    large.read = lambda sample_id: asked.append(sample_id) or small.read(sample_id % 70)
+    large.read = lambda sample_id, _: asked.append(sample_id) or small.read(sample_id % 70)
     Probe(large, settings, ALONE)
     of_shard = Counter(large.place_of(sample_id)[0] for sample_id in asked)
     assert len(asked) == len(set(asked)) > 400

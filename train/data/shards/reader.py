@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from pipeline.artifacts.sample import IMAGE_MEMBER, META_MEMBER
 from pipeline.foundation.errors import InputError
 from train.data.shards.files import ShardFiles
 
+T = TypeVar("T")
 MAX_GAP = 64 * 1024  # bytes between members that are read along rather than sought over
 
 
@@ -62,9 +63,21 @@ class ShardReader:
             raise InputError(f"{self.name_of(shard)}: sample {entry.key} has no {missing[0]}; run `make shards` again")
         return RawSample(sample_id, entry.key, self._members(shard, {name: entry.members[name] for name in needed}))
 
-    def compare_again(self, sample_id: int) -> None:
-        """Compare the shard of a sample that cannot be decoded. Raises InputError where the shard is damaged."""
-        self.files.compare_again(self.place_of(sample_id)[0])
+    def decoded(self, sample_id: int, decode: Callable[[RawSample], T], map_name: str = MAIN_MAP) -> T:
+        """What `decode` makes of a sample. Where it cannot, it may be the shard that has rotted: it is compared again.
+
+        Args:
+            decode: raises InputError where the sample is not what it should be.
+            map_name: which label map.
+        Raises:
+            InputError: as `read` and `decode`; or the shard is not what the manifest names any more.
+        """
+        raw = self.read(sample_id, map_name)
+        try:
+            return decode(raw)
+        except InputError:
+            self.files.compare_again(self.place_of(sample_id)[0])  # a copy that has rotted is made again
+        return decode(self.read(sample_id, map_name))
 
     def name_of(self, shard: int) -> str:
         """File name of a shard."""

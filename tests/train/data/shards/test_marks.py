@@ -3,9 +3,11 @@
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from pipeline.artifacts.manifest import Manifest
@@ -17,9 +19,13 @@ from train.data.shards import cache as cache_module
 from train.data.shards import files as files_module
 from train.data.shards.files import ShardFiles
 from train.data.stream import SampleMaker, Slot
+from train.distributed.world import World
+from train.run.panels import Panels
+from train.run.probe import Probe
 
 FIRST = "r2o-000000.tar"
 DAY = 86400
+CPU = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +147,16 @@ def test_a_copy_with_such_a_sample_is_fetched_again_and_the_sample_is_used(copie
     found = sample_of(reader, settings, 3)
     assert (found.image == expected.image).all()
     assert found.skipped is None
+    assert (reader.files.cache / FIRST).read_bytes() == (copied / FIRST).read_bytes()
+
+
+@pytest.mark.parametrize("look", [lambda r, s: Panels(r, s, CPU.device), lambda r, s: Probe(r, s, CPU)])
+def test_panels_and_probes_have_a_rotten_copy_fetched_again_too(copied: Path, tmp_path: Path, look: Callable) -> None:
+    settings = with_data(cache=str(tmp_path / "disk"))
+    reader = reader_of(copied, settings)
+    whole(reader.files, 0)
+    break_json(reader.files.cache / FIRST, copied, 0)
+    look(reader, settings)
     assert (reader.files.cache / FIRST).read_bytes() == (copied / FIRST).read_bytes()
 
 
