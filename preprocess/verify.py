@@ -177,7 +177,7 @@ def check_shard(root: str, manifest: Manifest, number: int, deep: bool) -> list[
 
 def _about_keys(manifest: Manifest, number: int, keys: Sequence[str]) -> Iterator[str]:
     """Keys are places in the order of the whole set, so those of a shard lie between those of its neighbours."""
-    each = int(manifest.settings["images_per_shard"])
+    each = manifest.images_per_shard
     expected = range(number * each, min((number + 1) * each, manifest.listed))
     if any(not key.isdecimal() or int(key) not in expected for key in keys) or sorted(set(keys)) != list(keys):
         yield f"keys are not rising numbers of {expected.start:09d} … {expected.stop - 1:09d}"

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.artifacts.label_maps import MAIN_MAP
-from pipeline.artifacts.names import MapName, Sha256, ShardName, first_problem
+from pipeline.artifacts.names import Count, MapName, MapSide, NumIds, Sha256, ShardName, first_problem
 from pipeline.artifacts.seal import CHECKSUM, sealed, unsealed
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.folders import Folder, folder_at
@@ -34,8 +34,8 @@ class ShardStats(_Record):
     """One shard of a set: `bytes` and hex `sha256` of its tar, hex `index_sha256` of its index."""
 
     name: ShardName
-    samples: int
-    bytes: int
+    samples: Count
+    bytes: Count
     sha256: Sha256
     index_sha256: Sha256
 
@@ -89,8 +89,8 @@ class QuarantineEntry(_Record):
 class MapStats(_Record):
     """A map of every sample: its height and width in pixels, and the largest number of ids in one."""
 
-    size: int
-    max_superpixels: int
+    size: MapSide
+    max_superpixels: NumIds
 
 
 class Manifest(_Record):
@@ -106,17 +106,28 @@ class Manifest(_Record):
     settings: dict[str, Any]
     versions: dict[str, str]
     fingerprint: Sha256
-    listed: int
-    stored: int
-    quarantined: int
-    ignored: int
-    superpixel_size: int
-    max_superpixels: int
+    listed: Count
+    stored: Count
+    quarantined: Count
+    ignored: Count
+    superpixel_size: MapSide
+    max_superpixels: NumIds
     maps: dict[MapName, MapStats] = {}
     over_limit: bool = False
     classes: tuple[str, ...] = ()
     quarantine_sha256: Sha256
     shards: tuple[ShardStats, ...]
+
+    @property
+    def images_per_shard(self) -> int:
+        """Places in the order of the whole set that a shard has. Raises InputError where the settings do not say it."""
+        found = self.settings.get("images_per_shard")
+        if type(found) is not int or found < 1:
+            shown = f"{found!r:.60}"
+            raise InputError(
+                f"{MANIFEST_NAME} is damaged: settings.images_per_shard is {shown}; run `make shards` again"
+            )
+        return found
 
     def map_stats(self, name: str) -> MapStats:
         """Of the main map or a further one. Raises KeyError where there is no such map."""
@@ -165,13 +176,16 @@ class Manifest(_Record):
             )
         try:
             manifest = cls.model_validate({name: value for name, value in loaded.items() if name != CHECKSUM})
-            unsealed(loaded, required=version > 1)  # after the members, of which one may be named
         except ValidationError as error:
             raise InputError(f"{path} is damaged ({first_problem(error)}); run `make shards` again") from None
-        except ValueError as error:
-            raise InputError(f"{path} is damaged ({error}); fetch it again, or run `make shards` again") from None
         if manifest.stored != sum(shard.samples for shard in manifest.shards):
             raise InputError(f"{path} is damaged: stored is not the sum over its shards; run `make shards` again")
+        if len({shard.name for shard in manifest.shards}) < len(manifest.shards):
+            raise InputError(f"{path} is damaged: it names a shard twice; run `make shards` again")
+        try:
+            unsealed(loaded, required=version > 1)  # last, as the others say more
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}); fetch it again, or run `make shards` again") from None
         return manifest
 
     def require_within_limit(self, place: object, *, unless: str) -> None:

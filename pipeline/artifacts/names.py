@@ -6,12 +6,17 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
+MOST_IDS = 2**16  # that a 16-bit label map can hold
 SHOWN = 60  # characters of a wrong value
 
 ShardName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,199}-[0-9]{6,12}\.tar$")]
 Prefix = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,199}$")]  # of shards, before their number
 MapName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,100}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of a file, or a fingerprint
+
+Count = Annotated[int, Field(ge=0, le=2**53)]  # of things or bytes; what every reader of JSON knows exactly
+MapSide = Annotated[int, Field(ge=0, le=2**15)]  # pixels
+NumIds = Annotated[int, Field(ge=0, le=MOST_IDS)]  # of a label map
 
 
 def first_problem(error: ValidationError) -> str:

@@ -108,7 +108,7 @@ def _shard_of(manifest: Manifest, name: str) -> int:
 
 def _sample_of_key(folder: Folder, manifest: Manifest, key: str) -> tuple[int, int]:
     """Shard and row of a sample. Its key says in which shard it must be."""
-    shard = int(key) // int(manifest.settings["images_per_shard"]) if key.isdecimal() else len(manifest.shards)
+    shard = int(key) // manifest.images_per_shard if key.isdecimal() else len(manifest.shards)
     if shard < len(manifest.shards):
         entries = ShardIndex.read(folder, manifest.shards[shard].index_name).entries
         rows = [row for row, entry in enumerate(entries) if entry.key == key.zfill(KEY_DIGITS)]

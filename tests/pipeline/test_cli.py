@@ -126,7 +126,7 @@ def test_shards_that_are_none_or_of_another_format_or_damaged(tmp_path: Path) ->
     (damaged / "manifest.json").write_text(json.dumps({"format_version": MANIFEST_FORMAT_VERSION}))
     text = manifest(tmp_path / "text", samples=5000)
     (text / "manifest.json").write_text("{")
-    for folder, said in ((tmp_path / "none", "no manifest.json"), (other, f"reads {MANIFEST_FORMAT_VERSION}"),
+    for folder, said in ((tmp_path / "none", "no manifest.json"), (other, f"reads 1 and {MANIFEST_FORMAT_VERSION}"),
                          (damaged, "damaged"), (text, "cannot be read")):  # fmt: skip
         assert_refused(r2o("pretrain", "--shards", folder, "--run", tmp_path / "r"), folder, said)
         assert_refused(r2o("preview", "--shards", folder, "--out", tmp_path / "x.png"), folder, said)

@@ -14,12 +14,14 @@ from pipeline.artifacts.manifest import (
     encode_quarantine,
     read_quarantine,
 )
+from pipeline.artifacts.seal import sealed
 from pipeline.foundation.errors import InputError
+
+SHARD = {"name": "r2o-000000.tar", "samples": 3, "bytes": 10240, "sha256": "ab" * 32, "index_sha256": "cd" * 32}
 
 
 @pytest.fixture
 def manifest() -> Manifest:
-    shard = ShardStats(name="r2o-000000.tar", samples=3, bytes=10240, sha256="ab" * 32, index_sha256="cd" * 32)
     return Manifest(
         settings={"seed": 0},
         versions={"numpy": "2"},
@@ -32,14 +34,14 @@ def manifest() -> Manifest:
         max_superpixels=100,
         classes=("é",),
         quarantine_sha256="00" * 32,
-        shards=(shard,),
+        shards=(ShardStats(**SHARD),),
     )
 
 
 def test_manifest_comes_back(manifest, tmp_path):
     (tmp_path / "manifest.json").write_bytes(manifest.encode())
     assert Manifest.read(tmp_path) == manifest
-    assert json.loads(manifest.encode())["format_version"] == 1
+    assert json.loads(manifest.encode())["format_version"] == 2
     assert manifest.shards[0].index_name == "r2o-000000.index"
 
 
@@ -54,21 +56,53 @@ def test_no_folder_and_no_manifest_are_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"format_version": 2}, "format version 2, but this r2o reads 1"),
+        ({"format_version": 3}, "format version 3, but this r2o reads 1 and 2"),
+        ({"format_version": True}, "format version True"),
+        ({"format_version": 1.0}, r"format version 1\.0"),
         ({"format_version": None}, "format version None"),
         ({"stored": 5}, "stored is not the sum over its shards"),
         ({"listed": "many"}, "is damaged"),
         ({"surplus": 1}, "is damaged"),
+        ({"ignored": -1}, r"is damaged \(ignored: "),
+        ({"max_superpixels": 10**30}, r"is damaged \(max_superpixels: "),
+        ({"superpixel_size": 10**9}, r"is damaged \(superpixel_size: "),
+        ({"shards": [{**SHARD, "samples": -5}]}, r"is damaged \(shards\.0\.samples: "),
+        ({"shards": [{**SHARD, "bytes": 10**30}]}, r"is damaged \(shards\.0\.bytes: "),
+        ({"shards": [SHARD, SHARD], "stored": 6}, "it names a shard twice"),
     ],
 )
 def test_a_manifest_that_is_wrong_is_one_line(manifest, tmp_path, change, complaint):
-    (tmp_path / "manifest.json").write_text(json.dumps({**json.loads(manifest.encode()), **change}))
+    (tmp_path / "manifest.json").write_text(json.dumps(sealed({**json.loads(manifest.encode()), **change})))
     with pytest.raises(InputError, match=complaint) as caught:
         Manifest.read(tmp_path)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
+@pytest.mark.parametrize("change", [{"listed": 5}, {"classes": ["f"]}, {"settings": {"seed": 1}}, {"over_limit": True}])
+def test_a_change_that_only_the_checksum_tells_is_told(manifest, tmp_path, change):
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({**json.loads(manifest.encode()), **change}))
+    with pytest.raises(InputError, match=r"manifest\.json is damaged \(its checksum does not fit"):
+        Manifest.read(tmp_path)
+    path.write_text(
+        json.dumps({name: value for name, value in json.loads(manifest.encode()).items() if name != "checksum"})
+    )
+    with pytest.raises(InputError, match=r"manifest\.json is damaged \(its checksum is missing"):
+        Manifest.read(tmp_path)
+    former = manifest.model_copy(update={"format_version": 1})
+    path.write_bytes(former.encode())
+    assert "checksum" not in json.loads(former.encode())
+    assert Manifest.read(tmp_path) == former
+
+
+@pytest.mark.parametrize("found", [None, 0, "x", 1.5, True])
+def test_settings_that_do_not_say_how_many_images_a_shard_has(manifest, found):
+    made = manifest.model_copy(update={"settings": {"images_per_shard": found}})
+    with pytest.raises(InputError, match=r"settings\.images_per_shard is"):
+        _ = made.images_per_shard
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00", "[" * 100_000, '{"format_version": ' + "1" * 5000 + "}"])
 def test_a_manifest_that_is_no_json_object_is_refused(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match=r"manifest\.json"):
