@@ -123,6 +123,6 @@ def _samples(folder: Folder, stats: ShardStats) -> Iterator[tuple[IndexEntry, Sa
             file.seek(offset)
             return file.read(size)
 
-        for entry in ShardIndex.read(folder, stats.index_name).entries:
+        for entry in ShardIndex.read(folder, stats).entries:
             meta = SampleMeta.decode(member(entry, META_MEMBER))
             yield entry, meta, member(entry, IMAGE_MEMBER) if meta.source_sha256 is None else b""

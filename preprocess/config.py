@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.foundation.settings import Settings
+from pipeline.foundation.settings import Seed, Settings
 
 Shape = Literal["disc", "box", "triangle", "star", "ring", "cross"]
 SHAPES: tuple[Shape, ...] = ("disc", "box", "triangle", "star", "ring", "cross")
@@ -120,7 +120,7 @@ class ShardSettings(Settings):
 
     prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")] = "r2o"
     images_per_shard: int = Field(1024, ge=1, le=1_000_000)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     count: int | None = Field(None, ge=1)
     quality: int = Field(95, ge=1, le=100)
     max_pixels: int = Field(89_478_485, ge=1)
@@ -146,7 +146,7 @@ class SceneSettings(Settings):
     train_images: int = Field(96, ge=1)
     val_images: int = Field(48, ge=1)
     size: int = Field(128, ge=32, le=1024)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     shapes: tuple[Shape, ...] = SHAPES
     objects: tuple[int, int] = (2, 5)
     void_width: int = Field(1, ge=0, le=8)

@@ -28,7 +28,7 @@ from pipeline.artifacts.manifest import (
 from pipeline.foundation.errors import InputError, exit_code_of, os_errors_named
 from pipeline.foundation.exit_codes import EXIT_DAMAGED
 from pipeline.foundation.folders import Folder, folder_at
-from pipeline.foundation.progress import Progress
+from pipeline.foundation.progress import Progress, one_line
 from pipeline.foundation.settings import load_settings
 from preprocess.check_sample import MapForm, by_fault, fault_of, forms_of
 from preprocess.compare import Comparison, compare
@@ -59,9 +59,10 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError("--repair makes shards again and needs --images, what they were made from")
     folder = folder_at(args.shards)
     manifest = Manifest.read(folder)
-    about_set, about_shards = check(folder, manifest, workers=args.workers, deep=args.deep)
+    with os_errors_named(args.shards):
+        about_set, about_shards = check(folder, manifest, workers=args.workers, deep=args.deep)
     for line in [*about_set, *_by_shard(about_shards)]:
-        print(line)
+        print(one_line(line))
     size = f"{len(manifest.shards)} shards, {manifest.stored} samples"
     is_whole = not about_set and not about_shards
     if is_whole:
@@ -96,7 +97,7 @@ def _compared(
     with os_errors_named(args.shards), list_images(args.images, settings.source) as listing:
         compared = compare(folder, manifest, listing, settings, leave_out=damaged, workers=args.workers)
     for line in _by_shard(compared.found):
-        print(line)
+        print(one_line(line))
     told = f"{args.shards}: {compared.same} samples are what their images in {args.images} are"
     if compared.unknown:
         told += f"; {compared.unknown} of format 1 were changed when they were stored and cannot be compared"
@@ -167,12 +168,17 @@ def check_shard(root: str, manifest: Manifest, number: int, deep: bool) -> list[
     data = folder.read(stats.index_name)
     if hashlib.sha256(data).hexdigest() != stats.index_sha256:
         return [*found, f"{stats.index_name}: sha256 differs from the manifest's"]
-    index = ShardIndex.decode(data)
+    try:
+        index = ShardIndex.decode(data)
+    except ValueError:
+        return [*found, f"{stats.index_name}: no index of a shard"]
     if len(index.entries) != stats.samples:
         found.append(f"{len(index.entries)} samples in the index, not {stats.samples}")
     found += list(_about_keys(manifest, number, [entry.key for entry in index.entries]))
     hashed = manifest.format_version > 1
-    return found + list(_about_members(folder, stats, index, forms_of(manifest), deep=deep, is_hashed=hashed))
+    return found + list(
+        _about_members(folder, stats, index, forms_of(manifest), end=sizes[0] or 0, deep=deep, is_hashed=hashed)
+    )
 
 
 def _about_keys(manifest: Manifest, number: int, keys: Sequence[str]) -> Iterator[str]:
@@ -184,9 +190,16 @@ def _about_keys(manifest: Manifest, number: int, keys: Sequence[str]) -> Iterato
 
 
 def _about_members(
-    folder: Folder, stats: ShardStats, index: ShardIndex, forms: Sequence[MapForm], *, deep: bool, is_hashed: bool
+    folder: Folder,
+    stats: ShardStats,
+    index: ShardIndex,
+    forms: Sequence[MapForm],
+    *,
+    end: int,
+    deep: bool,
+    is_hashed: bool,
 ) -> Iterator[str]:
-    """Whether the tar holds what the index says, and whether that can be used."""
+    """Whether the tar, of `end` bytes, holds what the index says, and whether that can be used."""
     wanted = [(f"{e.key}.{name}", *place) for e in index.entries for name, place in e.members.items()]
     broken: dict[str, list[str]] = {}
     with folder.open(stats.name) as file:
@@ -199,8 +212,8 @@ def _about_members(
         for entry in index.entries:
             members = {}
             for name, (offset, size) in entry.members.items():
-                file.seek(offset)
-                members[name] = file.read(size)
+                file.seek(min(offset, end))
+                members[name] = file.read(min(size, end))
             if fault := fault_of(members, forms, deep=deep, is_hashed=is_hashed):
                 broken.setdefault(fault, []).append(entry.key)
     yield from by_fault(broken)
@@ -230,7 +243,7 @@ def _repair(args: argparse.Namespace, folder: Folder, manifest: Manifest, damage
     numbers = [number for number, stats in enumerate(made.shards) if stats.name in damaged]
     left = [fault for number in numbers for fault in check_shard(folder.root, made, number, args.deep)]
     left += [fault for fault in _about_set(folder, made) if not fault.endswith(NOT_OURS)]
-    print(f"{args.shards}: {len(damaged)} shards made again; {'; '.join(left) or 'whole'}")
+    print(one_line(f"{args.shards}: {len(damaged)} shards made again; {'; '.join(left) or 'whole'}"))
     return EXIT_DAMAGED if left else 0
 
 

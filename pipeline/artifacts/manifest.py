@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.artifacts.label_maps import MAIN_MAP
-from pipeline.artifacts.names import Count, MapName, MapSide, NumIds, Sha256, ShardName, first_problem
+from pipeline.artifacts.names import Count, Key, MapName, MapSide, NumIds, Sha256, ShardName, first_problem
 from pipeline.artifacts.seal import CHECKSUM, sealed, unsealed
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.folders import Folder, folder_at
@@ -24,6 +24,7 @@ MANIFEST_FORMAT_VERSION = 2  # 2: a checksum in the manifest, and of every image
 READABLE_VERSIONS = (1, 2)
 MANIFEST_NAME = "manifest.json"
 QUARANTINE_NAME = "quarantine.jsonl"
+LEAST_SAMPLE = 512  # bytes of a tar: one header
 
 
 class _Record(BaseModel):
@@ -48,8 +49,8 @@ class ShardStats(_Record):
 class IndexEntry(_Record):
     """Where one sample lies in its tar: per member its (offset, size) in bytes."""
 
-    key: str
-    members: dict[str, tuple[int, int]]
+    key: Key
+    members: dict[str, tuple[Count, Count]]
 
 
 class ShardIndex(_Record):
@@ -67,16 +68,24 @@ class ShardIndex(_Record):
         """The reverse of `encode`. Raises ValueError (pydantic's) where the bytes are no index."""
         return cls(entries=tuple(IndexEntry.model_validate_json(line) for line in data.splitlines()))
 
+    def beyond(self, size: int) -> list[str]:
+        """Keys of the samples that do not lie within a tar of that many bytes."""
+        return [e.key for e in self.entries if any(offset + length > size for offset, length in e.members.values())]
+
     @classmethod
-    def read(cls, folder: str | os.PathLike[str] | Folder, name: str) -> ShardIndex:
-        """Raises InputError where the file is missing or is not an index."""
-        folder = folder_at(folder)
+    def read(cls, folder: str | os.PathLike[str] | Folder, stats: ShardStats) -> ShardIndex:
+        """Raises InputError where the file is missing or is not the index of that shard."""
+        folder, reason = folder_at(folder), "not the index of its shard"
         try:
-            return cls.decode(folder.read(name))
-        except (OSError, ValidationError) as error:
-            reason = (error.strerror or error) if isinstance(error, OSError) else "not a shard index"
-            path = f"{folder.root}/{name}"
-            raise InputError(f"{path}: {reason}; run `make shards` again to remake what is missing") from None
+            index = cls.decode(folder.read(stats.index_name))
+            if len(index.entries) == stats.samples and not index.beyond(stats.bytes):
+                return index
+        except OSError as error:
+            reason = error.strerror or str(error)
+        except ValidationError:
+            pass
+        path = f"{folder.root}/{stats.index_name}"
+        raise InputError(f"{path}: {reason}; run `make shards` again to remake what is missing")
 
 
 class QuarantineEntry(_Record):
@@ -180,6 +189,8 @@ class Manifest(_Record):
             raise InputError(f"{path} is damaged ({first_problem(error)}); run `make shards` again") from None
         if manifest.stored != sum(shard.samples for shard in manifest.shards):
             raise InputError(f"{path} is damaged: stored is not the sum over its shards; run `make shards` again")
+        if any(shard.samples * LEAST_SAMPLE > shard.bytes for shard in manifest.shards):
+            raise InputError(f"{path} is damaged: a shard has too few bytes for its samples; run `make shards` again")
         if len({shard.name for shard in manifest.shards}) < len(manifest.shards):
             raise InputError(f"{path} is damaged: it names a shard twice; run `make shards` again")
         try:

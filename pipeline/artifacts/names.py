@@ -12,6 +12,7 @@ SHOWN = 60  # characters of a wrong value
 ShardName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,199}-[0-9]{6,12}\.tar$")]
 Prefix = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,199}$")]  # of shards, before their number
 MapName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,100}$")]
+Key = Annotated[str, Field(pattern=r"^[0-9]{9,18}$")]  # of a sample
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of a file, or a fingerprint
 
 Count = Annotated[int, Field(ge=0, le=2**53)]  # of things or bytes; what every reader of JSON knows exactly

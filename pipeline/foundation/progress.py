@@ -53,13 +53,18 @@ class Progress:
         eta = "?" if self.eta is None else format_seconds(self.eta)
         line = f"{self.label}: {self.done}/{self.total} {self.unit}  {self.rate:.3g}/s  ETA {eta}  {extra}".rstrip()
         end = "\n" if not self._interactive or self.done >= self.total else ""
-        say(f"\r\x1b[K{line}" if self._interactive else line, end=end, out=self._out)
+        say(line, start="\r\x1b[K" if self._interactive else "", end=end, out=self._out)
 
 
-def say(text: str, *, end: str = "\n", out: TextIO | None = None) -> None:
-    """Print to stderr; where nobody can hear it, a closed pipe or a full disk, it is not said."""
+def say(text: str, *, start: str = "", end: str = "\n", out: TextIO | None = None) -> None:
+    """Print one line to stderr; where nobody can hear it, a closed pipe or a full disk, it is not said."""
     with suppress(OSError, ValueError):
-        print(text, end=end, file=out or sys.stderr, flush=True)
+        print(f"{start}{one_line(text)}", end=end, file=out or sys.stderr, flush=True)
+
+
+def one_line(text: str) -> str:
+    """Text that may hold what a file says, as any terminal can print it: control characters are shown escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def format_seconds(seconds: float) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.foundation.errors import InputError
 
@@ -20,6 +20,9 @@ SECTIONS = ("scenes", "shards", "pretrain", "workflow")
 # ValueError: a value like 2026-99-99, which is no date.
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 EVALUATION_PREFIX = "eval_"  # of the sections of evaluations; whoever has no list of them lets every one pass
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Settings(BaseModel):

@@ -110,7 +110,7 @@ def _sample_of_key(folder: Folder, manifest: Manifest, key: str) -> tuple[int, i
     """Shard and row of a sample. Its key says in which shard it must be."""
     shard = int(key) // manifest.images_per_shard if key.isdecimal() else len(manifest.shards)
     if shard < len(manifest.shards):
-        entries = ShardIndex.read(folder, manifest.shards[shard].index_name).entries
+        entries = ShardIndex.read(folder, manifest.shards[shard]).entries
         rows = [row for row, entry in enumerate(entries) if entry.key == key.zfill(KEY_DIGITS)]
         if rows:
             return shard, rows[0]
@@ -124,11 +124,11 @@ def spread(total: int, count: int) -> list[int]:
 
 
 def _pair(folder: Folder, stats: ShardStats, row: int, member: str) -> tuple[np.ndarray, np.ndarray]:
-    entry = ShardIndex.read(folder, stats.index_name).entries[row]
+    entry = ShardIndex.read(folder, stats).entries[row]
     try:
         image = decode_jpeg(folder.read_range(stats.name, *entry.members[IMAGE_MEMBER]))
         label_map = decode_label_map(folder.read_range(stats.name, *entry.members[member]))
-    except (OSError, ValueError, LookupError) as error:
+    except (OSError, ValueError, LookupError, MemoryError) as error:
         where = f"{folder.root}/{stats.name}"
         raise InputError(f"{where}: sample {entry.key} cannot be read ({error}); run `make verify`") from None
     tile = np.asarray(Image.fromarray(image).resize((TILE, TILE), Image.Resampling.BILINEAR))

@@ -82,6 +82,7 @@ class ShardJob:
         if MANIFEST_NAME in found:
             self.manifest = self._read_manifest()
             self._adopt(self.manifest)
+            self.plan.require_shards_of(self.manifest, f"{root}/{MANIFEST_NAME}")
         if record is not None:
             self._adopt(record)
             self.results = dict(self._read_results(jobs))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from pipeline.artifacts.manifest import Manifest, read_quarantine
 from pipeline.foundation.errors import InputError
-from pipeline.foundation.progress import Progress, format_seconds
+from pipeline.foundation.progress import Progress, format_seconds, one_line
 from preprocess.shards.folder.guard import require_apart
 from preprocess.shards.job import ShardJob
 from preprocess.shards.make_one import ShardResult
@@ -105,7 +105,7 @@ def _execute(job: ShardJob, shards: str, remake: Collection[str], environment: M
     print(f"{shards}: {_counts(manifest)}; {format_seconds(took)}, {core_hours:.3g} core-hours")
     reasons = Counter(entry.reason for entry in read_quarantine(job.folder))
     for reason, count in reasons.most_common(SHOWN_REASONS):
-        print(f"  {count} quarantined: {reason}")
+        print(one_line(f"  {count} quarantined: {reason}"))
     if len(reasons) > SHOWN_REASONS:
         print(f"  … and {len(reasons) - SHOWN_REASONS} other reasons; all of them are in quarantine.jsonl")
     if unread:

@@ -167,7 +167,7 @@ def test_a_damaged_shard_is_left_out_and_said_so(images, tmp_path, capsys, monke
 
 def members_of(shards: Path, number: int, sample: int) -> dict[str, bytes]:
     data = (shards / f"r2o-{number:06d}.tar").read_bytes()
-    entry = ShardIndex.read(shards, f"r2o-{number:06d}.index").entries[sample]
+    entry = ShardIndex.decode((shards / f"r2o-{number:06d}.index").read_bytes()).entries[sample]
     return {name: data[offset : offset + size] for name, (offset, size) in entry.members.items()}
 
 

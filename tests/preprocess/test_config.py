@@ -27,6 +27,8 @@ from preprocess.config import FastSlicSettings, GridSettings, SceneSettings, Sha
         ("shards.prefix=a.b", "shards.prefix"),
         ("shards.images_per_shard=0", "shards.images_per_shard"),
         ("shards.max_bad_fraction=2", "shards.max_bad_fraction"),
+        (f"shards.seed={10**80}", r"shards\.seed"),
+        (f"shards.seed={2**63}", r"shards\.seed"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(override, complaint):
@@ -68,6 +70,7 @@ def test_backends_are_chosen_by_name_and_recorded_whole():
         ("scenes.shapes=[disc, disc]", "each once"),
         ("scenes.objects=[3, 2]", r"objects must be .* not \[3, 2\]"),
         ("scenes.size=8", "scenes.size"),
+        ("scenes.seed=-1", r"scenes\.seed"),
     ],
 )
 def test_scene_settings_that_cannot_work_are_refused(override, complaint):

@@ -131,3 +131,12 @@ def test_a_former_sheet_is_replaced(shards, tmp_path):
     for count in ("1", "5"):
         assert preview.main(["--shards", str(shards), "--out", str(out), "--count", count]) == 0
     assert np.asarray(Image.open(out)).shape[1] > 3 * contact_sheets.TILE
+
+
+@pytest.mark.parametrize("data", [b"", b'{"key":"000000000","members":{"jpg":[0,1000000000000]}}\n' * 3])
+def test_an_index_that_is_not_of_its_shard_is_one_line(shards, tmp_path, capsys, data):
+    (shards / "r2o-000000.index").write_bytes(data)
+    assert preview.main(["--shards", str(shards), "--out", str(tmp_path / "sheet.png")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"r2o: error: {shards}/r2o-000000.index: not the index of its shard; ")
+    assert error.count("\n") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import tarfile
 from dataclasses import replace
@@ -142,7 +143,7 @@ def test_only_a_deep_look_sees_a_cut_image(shards):
 
 
 def test_a_flipped_byte_is_found_by_the_checksum_and_its_sample_named(shards):
-    entry = ShardIndex.read(shards, "r2o-000001.index").entries[2]
+    entry = ShardIndex.decode((shards / "r2o-000001.index").read_bytes()).entries[2]
     offset, size = entry.members["superpixels.png"]
     data = bytearray((shards / "r2o-000001.tar").read_bytes())
     data[offset + size // 2] ^= 0xFF
@@ -240,3 +241,48 @@ def test_a_name_that_leads_out_of_the_folder_deletes_nothing(shards, images, tmp
         assert verify.main(["--shards", str(shards), "--workers", "1", *how]) == 2
         assert "manifest.json is damaged (shards.0.name: " in capsys.readouterr().err
     assert (precious / "thesis.tar").read_text() == "years of work"
+
+
+def with_index(folder: Path, data: bytes) -> Manifest:
+    """Give the first shard another index, with a manifest that fits."""
+    manifest = Manifest.read(folder)
+    (folder / "r2o-000000.index").write_bytes(data)
+    first = manifest.shards[0].model_copy(update={"index_sha256": hashlib.sha256(data).hexdigest()})
+    changed = manifest.model_copy(update={"shards": (first, *manifest.shards[1:])})
+    (folder / "manifest.json").write_bytes(changed.encode())
+    return changed
+
+
+@pytest.mark.parametrize("wrong", [[-5, 10], [512, -1], [512, 10**30], None])
+def test_what_is_no_index_of_a_shard_is_damage(shards, wrong):
+    line = {"key": "000000000", "members": {"jpg": wrong}}
+    with_index(shards, b"{" if wrong is None else json.dumps(line).encode() + b"\n")
+    assert faults(shards) == ([], {"r2o-000000.tar": ["r2o-000000.index: no index of a shard"]})
+
+
+@pytest.mark.parametrize("place", [(0, 10**12), (10**15, 10)])
+def test_a_place_beyond_the_tar_is_damage(shards, place):
+    first, *others = ShardIndex.decode((shards / "r2o-000000.index").read_bytes()).entries
+    moved = first.model_copy(update={"members": {**first.members, "jpg": place}})
+    with_index(shards, ShardIndex(entries=(moved, *others)).encode())
+    about_set, about_shards = faults(shards)
+    assert (about_set, list(about_shards)) == ([], ["r2o-000000.tar"])
+    assert about_shards["r2o-000000.tar"][0] == "its members are not where the index says"
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", [b"a\x1b[2J", b"a\nr2o: whole", b"\xff"])
+def test_a_foreign_name_is_shown_on_one_line(shards, capfd, name):
+    (shards / os.fsdecode(name)).touch()
+    assert verify.main(["--shards", str(shards), "--workers", "1"]) == EXIT_DAMAGED
+    shown = {b"a\x1b[2J": "a\\x1b[2J", b"a\nr2o: whole": "a\\nr2o: whole", b"\xff": "\\udcff"}[name]
+    assert capfd.readouterr().out == f"{shown}: belongs to nothing\n"
+
+
+@pytest.mark.processes
+def test_a_folder_in_place_of_an_index_is_one_line(shards, capsys):
+    (shards / "r2o-000001.index").unlink()
+    (shards / "r2o-000001.index").mkdir()
+    assert verify.main(["--shards", str(shards), "--workers", "1"]) == 2
+    said = f"r2o: error: {shards}/r2o-000001.index: Is a directory; put that right and run the same command again"
+    assert capsys.readouterr().err.splitlines()[-1] == said

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from pipeline.foundation.settings import SECTIONS, Settings, load_settings
+from pipeline.foundation.settings import SECTIONS, Seed, Settings, load_settings
 from train.config.numbers import Positive, Probability, Range, Rate
 
 
@@ -33,7 +33,7 @@ class SegmentationSettings(EvaluationSettings):
 
     NOT_CONTENT: ClassVar[frozenset[str]] = frozenset({"num_workers", "cache_mib", "log_every_iterations"})
 
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     inits: Annotated[tuple[Literal["run", "random"], ...], Field(min_length=1)] = ("run",)
     iterations: Positive = 30_000
     batch_size: Positive = 16

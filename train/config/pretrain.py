@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.artifacts.label_maps import MAIN_MAP
 from pipeline.foundation.errors import InputError
-from pipeline.foundation.settings import Settings
+from pipeline.foundation.settings import Seed, Settings
 from train.config.data import AugmentSettings, DataSettings
 from train.config.numbers import Positive, Probability, Rate
 from train.r2o.schedules import num_clusters_at
@@ -129,7 +129,8 @@ class RunSettings(Settings):
         compile: torch.compile of the backbones.
         milestone_every_epochs: the checkpoints at the ends of such epochs are never removed.
         checkpoint_every_minutes: also so long after the last one.
-        collective_timeout_minutes: a process that waits longer for the others takes them for dead.
+        collective_timeout_minutes: a process that waits longer for the others takes them for dead, as it does
+            whoever makes its batches.
         probe_every_epochs: null: never. A probe (`train.run.probe`) costs one forward pass of its images, shared by the
             ranks, in fp32: a ninth of the arithmetic that training on as many takes.
         probe_images: of the shards, for nearest neighbours. Some ten a class tell something: 20,000 for ImageNet-1K.
@@ -176,7 +177,7 @@ class RunSettings(Settings):
 class PretrainSettings(Settings):
     """One pretraining run."""
 
-    seed: int = 0
+    seed: Seed = 0
     epochs: Positive = 300
     global_batch_size: Positive = 4096
     data: DataSettings = DataSettings()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from queue import Full, Queue
+from queue import Empty, Full, Queue
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from train.data.views import Geometry, PixelBox, resize_and_crop
 from train.r2o.model import Batch
 
 POLL = 0.2  # seconds
+END_SECONDS = 10.0  # that a thread may take to end
 T = TypeVar("T")
 
 
@@ -98,13 +100,22 @@ def device_batches(
 
     A thread takes host batches from the workers. With CUDA it moves, decodes and augments them too, on a stream of its
     own; a CPU has no second place to compute in, and does that when a batch is asked for.
+
+    Raises:
+        InputError: none came for as long as ranks wait for each other.
     """
+    minutes = settings.run.collective_timeout_minutes
+    hangs = (
+        f"no batch came within pretrain.run.collective_timeout_minutes {minutes:g}: as a rule the storage of the "
+        "shards or of the cache hangs; put that right, or raise the minutes, and run the same command again"
+    )
     if device.type != "cuda":
-        for host in ahead(batches):
+        for host in ahead(batches, seconds=60 * minutes, otherwise=hangs):
             yield LocalBatch(host, to_device(host, settings, device))
         return
     stream = torch.cuda.Stream(device)
-    for local_batch, done in ahead(_on_stream(batches, settings, device, stream)):
+    made = _on_stream(batches, settings, device, stream)
+    for local_batch, done in ahead(made, seconds=60 * minutes, otherwise=hangs):
         _hand_over(local_batch.batch, done)
         yield local_batch
 
@@ -128,8 +139,14 @@ def _hand_over(batch: Batch, done: torch.cuda.Event) -> None:
             tensor.record_stream(current)
 
 
-def ahead(items: Iterator[T], size: int = 1) -> Iterator[T]:
-    """The same items, `size` of them taken ahead by a thread that ends with the loop over them; errors come through."""
+def ahead(items: Iterator[T], size: int = 1, *, seconds: float | None = None, otherwise: str = "") -> Iterator[T]:
+    """The same items, `size` of them taken ahead by a thread that ends with the loop over them; errors come through.
+
+    Args:
+        seconds: that one item may take; None: any time.
+    Raises:
+        InputError: with the message `otherwise`, it took longer.
+    """
     taken: Queue[tuple[str, Any]] = Queue(size)
     stop = threading.Event()
 
@@ -151,7 +168,10 @@ def ahead(items: Iterator[T], size: int = 1) -> Iterator[T]:
     thread.start()
     try:
         while True:
-            kind, item = taken.get()
+            try:
+                kind, item = taken.get(timeout=seconds)
+            except Empty:
+                raise InputError(otherwise) from None
             if kind == "error":
                 raise item
             if kind == "end":
@@ -159,4 +179,8 @@ def ahead(items: Iterator[T], size: int = 1) -> Iterator[T]:
             yield item
     finally:
         stop.set()
-        thread.join()
+        thread.join(END_SECONDS)
+        if thread.is_alive():
+            for process in multiprocessing.active_children():
+                process.kill()  # one that hangs heeds nothing else, and the end of this process would wait for it
+            thread.join(END_SECONDS)

@@ -9,6 +9,8 @@ from pipeline.foundation.errors import InputError
 from pipeline.foundation.this_rank import this_rank
 
 FIRST_PORT, PORTS = 20_000, 10_000  # where the ranks of a Slurm job meet, by its number
+START_ANEW = "start with torchrun or srun, or unset it"
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 
 
 def adopt_ranks() -> None:
@@ -18,14 +20,24 @@ def adopt_ranks() -> None:
     Ranks are taken to fill one node after the other (srun's default).
 
     Raises:
-        InputError: srun's variables are incomplete.
+        InputError: srun's variables are incomplete, or torchrun's do not name a rank.
     """
     given = os.environ
-    if "RANK" in given or int(given.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
-        return
+    if "RANK" not in given and given.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        given.update({name: given.get(name, value) for name, value in _of_srun().items()})
+    for name in NUMBERS:
+        if not re.fullmatch(r"[0-9]{1,9}", given.get(name, "0")):
+            raise InputError(f"{name} is {given[name]!r}, which is no number; {START_ANEW}")
+    if this_rank() >= num_ranks():
+        raise InputError(f"RANK is {this_rank()}, but there are {num_ranks()} by WORLD_SIZE; {START_ANEW}")
+
+
+def _of_srun() -> dict[str, str]:
+    """torchrun's variables, from srun's. Raises InputError where these are incomplete."""
+    given = os.environ
     try:
         tasks, node = _repeated(given["SLURM_STEP_TASKS_PER_NODE"]), int(given["SLURM_NODEID"])
-        found = {
+        return {
             "RANK": given["SLURM_PROCID"],
             "WORLD_SIZE": given["SLURM_STEP_NUM_TASKS"],
             "LOCAL_RANK": given["SLURM_LOCALID"],
@@ -35,7 +47,6 @@ def adopt_ranks() -> None:
         }
     except (KeyError, ValueError, IndexError) as error:
         raise InputError(f"srun's environment does not tell the ranks ({error!r}); start with torchrun") from None
-    given.update({name: given.get(name, value) for name, value in found.items()})
 
 
 def _repeated(counts: str) -> list[int]:

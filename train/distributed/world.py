@@ -48,8 +48,9 @@ def world_from_environment(*, timeout_minutes: float = 10.0) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, device)
         return
-    if "RANK" not in os.environ:
-        raise InputError(f"WORLD_SIZE is {size}, but RANK is not set; start the ranks with torchrun or srun")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise InputError(f"WORLD_SIZE is {size}, but {name} is not set; start the ranks with torchrun or srun")
     rank, cuda, timeout = this_rank(), device.type == "cuda", timedelta(minutes=timeout_minutes)
     try:
         dist.init_process_group(

@@ -69,6 +69,8 @@ def test_no_folder_and_no_manifest_are_told_apart(tmp_path):
         ({"shards": [{**SHARD, "samples": -5}]}, r"is damaged \(shards\.0\.samples: "),
         ({"shards": [{**SHARD, "bytes": 10**30}]}, r"is damaged \(shards\.0\.bytes: "),
         ({"shards": [SHARD, SHARD], "stored": 6}, "it names a shard twice"),
+        ({"shards": [{**SHARD, "samples": 10**12}], "stored": 10**12}, "a shard has too few bytes for its samples"),
+        ({"shards": [{**SHARD, "samples": 21}], "stored": 21}, "a shard has too few bytes for its samples"),
     ],
 )
 def test_a_manifest_that_is_wrong_is_one_line(manifest, tmp_path, change, complaint):
@@ -113,18 +115,39 @@ def test_index_comes_back_line_by_line(tmp_path):
     entries = tuple(IndexEntry(key=f"{n:09d}", members={"jpg": (512, n), "json": (9, 4)}) for n in range(3))
     data = ShardIndex(entries=entries).encode()
     assert data.splitlines()[1] == b'{"key":"000000001","members":{"jpg":[512,1],"json":[9,4]}}'
-    (tmp_path / "a.index").write_bytes(data)
-    assert ShardIndex.read(tmp_path, "a.index").entries == entries
-    (tmp_path / "b.index").write_bytes(b"")
-    assert ShardIndex.read(tmp_path, "b.index").entries == ()
+    (tmp_path / "r2o-000000.index").write_bytes(data)
+    assert ShardIndex.read(tmp_path, ShardStats(**SHARD)).entries == entries
+    assert ShardIndex.decode(b"").entries == ()
 
 
-def test_a_bad_index_is_named(tmp_path):
-    (tmp_path / "a.index").write_bytes(b"{}\n")
-    with pytest.raises(InputError, match=r"a\.index: not a shard index"):
-        ShardIndex.read(tmp_path, "a.index")
-    with pytest.raises(InputError, match=r"b\.index: No such file"):
-        ShardIndex.read(tmp_path, "b.index")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"key": "\x1b[2J\nr2o: all is well"},
+        {"key": "../0"},
+        {"members": {"jpg": [-5, 10]}},
+        {"members": {"jpg": [512, -1]}},
+        {"members": {"jpg": [512, 10**30]}},
+        {"members": {"jpg": [10_000, 241]}},
+    ],
+)
+def test_an_index_that_is_not_of_its_shard_is_named(tmp_path, wrong):
+    lines = [{"key": f"{n:09d}", "members": {"jpg": [10_000, 240]}} for n in range(3)]
+    path = tmp_path / "r2o-000000.index"
+    stats = ShardStats(**SHARD)
+
+    def write(*entries):
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+    write(*lines)
+    assert len(ShardIndex.read(tmp_path, stats).entries) == 3
+    for found in ([], lines[:2], [*lines[:2], {**lines[2], **wrong}]):
+        write(*found)
+        with pytest.raises(InputError, match=r"r2o-000000\.index: not the index of its shard"):
+            ShardIndex.read(tmp_path, stats)
+    path.unlink()
+    with pytest.raises(InputError, match=r"r2o-000000\.index: No such file"):
+        ShardIndex.read(tmp_path, stats)
 
 
 def test_quarantine_is_sorted_and_comes_back(tmp_path):

@@ -10,10 +10,10 @@ def test_what_main_gives_is_the_exit_code() -> None:
 
 def test_the_users_mistake_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> int:
-        raise InputError("x.yaml: no such file")
+        raise InputError("x.yaml: no such file\n\x1b[2J")
 
     assert exit_code_of(main) == 2
-    assert capsys.readouterr().err == "r2o: error: x.yaml: no such file\n"
+    assert capsys.readouterr().err == "r2o: error: x.yaml: no such file\\n\\x1b[2J\n"
 
 
 def test_an_interrupt_is_told_by_one_rank(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,3 +54,9 @@ def test_a_terminal_line_is_redrawn(clock: Clock) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_what_a_file_says_stays_on_one_line_and_moves_no_cursor() -> None:
+    out = io.StringIO()
+    progress.say("a\x1b]0;owned\x07\nr2o: error: forged\r\u2028\udcff é", out=out)
+    assert out.getvalue() == "a\\x1b]0;owned\\x07\\nr2o: error: forged\\r\\u2028\\udcff é\n"

@@ -181,3 +181,24 @@ def test_two_jobs_at_once_are_refused(new_job):
         pass
     with second.lock():
         pass
+
+
+@pytest.mark.parametrize("change", ["another prefix", "a later number", "one too few", "another order"])
+def test_a_manifest_that_names_other_shards_than_its_images_make_is_refused(new_job, change):
+    job = new_job()
+    work(job)
+    manifest = Manifest.read(job.folder)
+    first, second, *others = manifest.shards
+    shards = {
+        "another prefix": (first.model_copy(update={"name": "thesis-000000.tar"}), second, *others),
+        "a later number": (first.model_copy(update={"name": "r2o-000099.tar"}), second, *others),
+        "one too few": (first, second, *others[:-1]),
+        "another order": (second, first, *others),
+    }[change]
+    stored = sum(shard.samples for shard in shards)
+    changed = manifest.model_copy(update={"shards": shards, "stored": stored})
+    (job.folder.path / "manifest.json").write_bytes(changed.encode())
+    before = contents(job.folder.path)
+    with pytest.raises(InputError, match=r"manifest\.json is damaged: it names other shards than its list of images"):
+        new_job().load()
+    assert contents(job.folder.path) == before

@@ -87,7 +87,7 @@ def test_index_leads_to_every_member(photos, tmp_path):
     tar = tmp_path / "r2o-000000.tar"
     data = tar.read_bytes()
     samples = samples_of(tar)
-    index = ShardIndex.read(tmp_path, "r2o-000000.index")
+    index = ShardIndex.decode((tmp_path / "r2o-000000.index").read_bytes())
     assert [entry.key for entry in index.entries] == list(samples)
     for entry in index.entries:
         assert {n: data[o : o + s] for n, (o, s) in entry.members.items()} == samples[entry.key]
@@ -189,7 +189,7 @@ def test_a_shard_without_a_sample_is_an_empty_tar(tmp_path):
     write(root, {b"a.jpg": b"no", b"b.jpg": b""})
     _, result = shard_of(root, tmp_path / "shards")
     assert samples_of(tmp_path / "shards" / "r2o-000000.tar") == {}
-    assert ShardIndex.read(tmp_path / "shards", "r2o-000000.index").entries == ()
+    assert ShardIndex.decode((tmp_path / "shards" / "r2o-000000.index").read_bytes()).entries == ()
     assert (result.stats.samples, result.max_superpixels, len(result.quarantine)) == (0, {"": 0}, 2)
 
 

@@ -1,5 +1,8 @@
 """Batches on the device: every way of decoding and augmenting gives the same pixels within what is stated."""
 
+import multiprocessing
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +13,11 @@ import torch
 from pipeline.artifacts.manifest import Manifest
 from pipeline.foundation.errors import InputError
 from train.config.pretrain import PretrainSettings
+from train.data import device as device_module
 from train.data.device import LocalBatch, ahead, device_batches, to_device
 from train.data.loader import host_batches
 from train.data.shards.open import open_shards
+from train.data.shards.reader import ShardReader
 
 CPU = torch.device("cpu")
 
@@ -108,3 +113,38 @@ def test_cuda_gives_the_cpu_s_batches(shards: Path, decode: str) -> None:
         for ours, theirs in zip(cuda.batch, cpu.batch, strict=True):
             assert ours.device.type == "cuda"
             assert (ours.cpu().float() - theirs.float()).abs().mean() < (1e-4 if decode == "host" else 0.02)
+
+
+@pytest.mark.processes
+def test_workers_that_hang_are_one_line_and_do_not_stay(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stop themselves, after which they heed no SIGTERM, like one that reads from a disk that is gone."""
+    monkeypatch.setattr(ShardReader, "read", lambda self, *_: os.kill(os.getpid(), signal.SIGSTOP))
+    monkeypatch.setattr(device_module, "END_SECONDS", 6.0)  # torch looks after its workers every 5
+    settings = settings_of(num_workers=2)
+    run = settings.run.model_copy(update={"collective_timeout_minutes": 0.02})
+    settings = settings.model_copy(update={"run": run})
+    reader = open_shards(str(shards), Manifest.read(shards), settings.data)
+    hosts = host_batches(reader, settings, range(3), rank=0, num_ranks=1)
+    with pytest.raises(InputError, match=r"no batch came within pretrain\.run\.collective_timeout_minutes 0\.02: "):
+        next(device_batches(hosts, settings, CPU))
+    for process in multiprocessing.active_children():
+        process.join(60)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_thread_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "END_SECONDS", 0.05)
+    goes_on = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 0
+        goes_on.wait()
+
+    taken = ahead(items())
+    assert next(taken) == 0
+    taken.close()  # as a run does that was asked to stop
+    taken = ahead(items(), seconds=0.05, otherwise="it hangs")
+    assert next(taken) == 0
+    with pytest.raises(InputError, match="it hangs"):
+        next(taken)
+    goes_on.set()

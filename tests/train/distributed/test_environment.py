@@ -59,7 +59,30 @@ def test_srun_shows_each_task_its_own_gpu_or_all_of_them(monkeypatch: pytest.Mon
     assert local_gpu(1) == 5  # too many processes for one GPU: whoever asks finds that out
 
 
-def test_a_world_without_ranks_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    adopted(monkeypatch, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
-    with pytest.raises(InputError, match="WORLD_SIZE is 2, but RANK is not set"), world_from_environment():
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is 'abc', which is no number"),
+        ({"WORLD_SIZE": "2", "RANK": ""}, "RANK is '', which is no number"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK is '-1', which is no number"),
+        ({"WORLD_SIZE": "9" * 5000}, "which is no number"),
+        ({"LOCAL_WORLD_SIZE": "x"}, "LOCAL_WORLD_SIZE is 'x', which is no number"),
+        ({"LOCAL_RANK": "1.0"}, r"LOCAL_RANK is '1\.0', which is no number"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "abc"}, "MASTER_PORT is 'abc', which is no number"),
+        ({"WORLD_SIZE": "2", "RANK": "5"}, "RANK is 5, but there are 2 by WORLD_SIZE"),
+        ({"RANK": "1"}, "RANK is 1, but there are 1 by WORLD_SIZE"),  # left over from another job
+        ({"SLURM_STEP_NUM_TASKS": "abc"}, "srun's environment does not tell the ranks"),
+        ({**SRUN, "SLURM_PROCID": "x"}, "RANK is 'x', which is no number"),
+    ],
+)
+def test_what_names_no_rank_is_one_line(given: dict[str, str], complaint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=complaint):
+        adopted(monkeypatch, **given)
+
+
+@pytest.mark.parametrize("name", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_ranks_that_do_not_know_where_to_meet_are_refused_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    adopted(monkeypatch, **{other: value for other, value in whole.items() if other != name})
+    with pytest.raises(InputError, match=f"WORLD_SIZE is 2, but {name} is not set"), world_from_environment():
         pass

@@ -35,12 +35,11 @@ def checked_lines(data: bytes, stats: ShardStats, *, where: str) -> list[bytes]:
     if hashlib.sha256(data).hexdigest() != stats.index_sha256:
         raise wrong
     try:
-        entries = ShardIndex.decode(data).entries
+        index = ShardIndex.decode(data)
     except ValueError:
         raise wrong from None
-    if len(entries) != stats.samples:
+    if len(index.entries) != stats.samples:
         raise wrong
-    for entry in entries:
-        if any(offset < 0 or size < 0 or offset + size > stats.bytes for offset, size in entry.members.values()):
-            raise InputError(f"{where}: sample {entry.key} lies outside of its tar; run `make shards` again")
+    if beyond := index.beyond(stats.bytes):
+        raise InputError(f"{where}: sample {beyond[0]} lies outside of its tar; run `make shards` again")
     return data.splitlines()

@@ -245,7 +245,7 @@ def with_index(folder: Path, index: ShardIndex) -> Manifest:
 
 
 def test_an_index_is_compared_with_manifest_and_tar(copied: Path) -> None:
-    good = ShardIndex.read(copied, "r2o-000000.index")
+    good = ShardIndex.decode((copied / "r2o-000000.index").read_bytes())
     last = good.entries[-1]
     beyond = last.model_copy(update={"members": {**last.members, "jpg": (10**9, 10)}})
     manifest = with_index(copied, ShardIndex(entries=(*good.entries[:-1], beyond)))
