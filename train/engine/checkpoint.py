@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from pipeline.artifacts.names import first_problem
-from pipeline.artifacts.run_files import CHECKPOINTS_FOLDER
+from pipeline.artifacts.run_files import BACKBONE_NAME, CHECKPOINTS_FOLDER
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import atomic_writer, is_temporary, sync_folder
 from pipeline.foundation.progress import say
@@ -163,7 +163,11 @@ def _restore(run: Path, training: Training, fingerprint: str) -> str:
             raise InputError(f"checkpoint {path} does not fit this run ({problem}); {LEFT}")
         unwrapped(training.model).load_state_dict(state["model"])
         training.optimizer.load_state_dict(state["optimizer"])
-        _say_what_is_aside(run, step=state["step"])
+        lost = _newest_damaged(run)
+        if state["step"] == 0 and (lost or (run / BACKBONE_NAME).exists()):
+            break  # steps were done, so that to go on from here is to begin again
+        if lost > state["step"]:
+            say(f"pretrain: WARNING: going on after step {state['step']}, as the checkpoint of step {lost} is damaged")
         return json.dumps({"step": state["step"], "scaler": state["scaler"]})
     if has_begun(run):
         aside = f" (damaged ones set aside: {count})" if (count := len(_set_aside(run))) else ""
@@ -191,11 +195,9 @@ def _set_aside(run: Path) -> list[Path]:
     return sorted((run / CHECKPOINTS_FOLDER).glob(f"{DAMAGED}step-*.pt"))
 
 
-def _say_what_is_aside(run: Path, *, step: int) -> None:
-    """That steps were done which are done again, because the checkpoints after them are damaged."""
-    steps = [int(found[1]) for path in _set_aside(run) if (found := re.search(r"step-(\d+)", path.name))]
-    if max(steps, default=0) > step:
-        say(f"pretrain: WARNING: going on after step {step}, as the checkpoint of step {max(steps)} is damaged")
+def _newest_damaged(run: Path) -> int:
+    """The step of the newest checkpoint that is set aside, 0 where none is."""
+    return max((int(n[1]) for path in _set_aside(run) if (n := re.search(r"step-(\d+)", path.name))), default=0)
 
 
 def read_checkpoint(path: Path, *, own: bool = True) -> dict[str, Any]:

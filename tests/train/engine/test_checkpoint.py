@@ -137,6 +137,24 @@ def test_only_damaged_ones_and_another_run_are_errors(tmp_path: Path) -> None:
             resume(tmp_path, trained(0), fingerprint="f")
 
 
+def test_step_0_alone_is_nothing_to_go_on_from_once_steps_were_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, newest = save(tmp_path, 0, 2)
+    assert resume(tmp_path, trained(0), fingerprint="f") == 2
+    newest.write_bytes(newest.read_bytes()[:-1])
+    for _ in range(3):
+        with pytest.raises(InputError, match=r"has begun but holds no whole checkpoint \(damaged ones set aside: 1\)"):
+            resume(tmp_path, trained(0), fingerprint="f")
+    assert checkpoints(tmp_path) == [first]
+    assert capsys.readouterr().err.count("\n") == 1  # that it was set aside
+    (tmp_path / "checkpoints" / "damaged-step-00000002.pt").unlink()
+    assert resume(tmp_path, trained(0), fingerprint="f") == 0
+    (tmp_path / "backbone.pt").touch()
+    with pytest.raises(InputError, match=r"has begun but holds no whole checkpoint; put one back as checkpoints/step-"):
+        resume(tmp_path, trained(0), fingerprint="f")
+
+
 class _Program:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return print, ("executed",)
