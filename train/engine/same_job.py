@@ -19,7 +19,7 @@ from train.run.folder import library_versions
 CODE = Path(__file__).parents[2]  # where the packages lie
 PACKAGES = ("pipeline", "train")
 OF_THE_MACHINE = {  # settings that decide neither the weights nor what ranks exchange; nodes may differ in them
-    "data": {"cache", "cache_gb", "num_workers", "prefetch_batches", "retries", "verify"},
+    "data": {"cache", "cache_gb", "num_workers", "prefetch_batches", "recheck_days", "retries", "verify"},
     "run": {"wandb_project"},
 }
 DIGITS = 12  # shown and compared, of a SHA-256
