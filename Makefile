@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo scenes shards verify preview pretrain export test quick gpu-day same-behaviour lint bench bench-shards bench-stream bench-step bench-train clean
+.PHONY: help install demo scenes shards verify preview pretrain export test quick fuzz gpu-day same-behaviour lint bench bench-shards bench-stream bench-step bench-train clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,7 @@ TESTS ?= not slow and not system and not gpu
 PYTEST_ARGS ?=
 
 # What the user gives reaches the recipes as it was typed, through the environment: neither make nor a shell reads it.
-GIVEN := PYTHON VENV WORK TESTS IMAGES SHARDS RUN CONFIG NPROC INIT FORMAT HEADS CHECKPOINT SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS BUDGET DRY PARTS DATA BEFORE
+GIVEN := PYTHON VENV WORK TESTS IMAGES SHARDS RUN CONFIG NPROC INIT FORMAT HEADS CHECKPOINT SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS BUDGET DRY PARTS DATA BEFORE N SEED
 # An evaluation is a command of train/evals: `make eval-x RUN=… X=…` hands the folder X on as --x.
 ALPHABET := a:A b:B c:C d:D e:E f:F g:G h:H i:I j:J k:K l:L m:M n:N o:O p:P q:Q r:R s:S t:T u:U v:V w:W x:X y:Y z:Z
 CAPITAL = $(eval CAPITALS := $(subst $(firstword $(subst :, ,$1)),$(lastword $(subst :, ,$1)),$(CAPITALS)))
@@ -47,6 +47,7 @@ help:
 	@echo '$(usage-export)'
 	@echo '                 each of these also takes CONFIG=<file of configs/> and SET="section.key=value …"'
 	@echo 'make test        the tests without the slow ones; make quick: those that start no process and take no seconds'
+	@echo 'make fuzz        N=5000 SEED=7: changes every file that is read so often, and looks what is made of it'
 	@echo 'make lint        format, lint and types; make bench-shards, bench-stream, bench-step, bench-train: speed (make bench: all)'
 	@echo 'make gpu-day     all that has to be seen on a GPU, in ten minutes; DRY=1: tiny, on a CPU; BUDGET, PARTS, OUT, SHARDS, DATA'
 	@echo '$(usage-same-behaviour)'
@@ -90,6 +91,9 @@ test: $(STAMP)
 # Several processes run the tests, none of which starts one itself: --no-processes sees to that.
 quick: $(STAMP)
 	@set -f; "$$VENV/bin/python" -m pytest -n auto --maxprocesses=4 --dist worksteal --no-processes -m 'not processes and not long and not slow and not system and not gpu' $$PYTEST_ARGS
+
+fuzz: $(STAMP)
+	@set -f; R2O_FUZZ="$$N" R2O_FUZZ_SEED="$$SEED" "$$VENV/bin/python" -m pytest tests/fuzz $$PYTEST_ARGS
 
 gpu-day: $(STAMP)
 	@"$$VENV/bin/python" -m tests.gpu.day

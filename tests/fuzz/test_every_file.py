@@ -20,7 +20,7 @@ from tests.fuzz.mutations import mutations
 from tests.fuzz.targets import TARGETS, Target
 from train.run import folder
 
-COUNT, SEED = int(os.environ.get("N") or 180), int(os.environ.get("SEED") or 0)
+COUNT, SEED = int(os.environ.get("R2O_FUZZ") or 180), int(os.environ.get("R2O_FUZZ_SEED") or 0)
 
 
 def plain(value: Any) -> bytes:

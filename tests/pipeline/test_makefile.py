@@ -175,7 +175,7 @@ def test_a_failed_install_leaves_no_valid_stamp(tmp_path: Path) -> None:
 def test_without_a_goal_the_verbs_are_printed(checkout: Checkout) -> None:
     done = checkout.make()
     assert checkout.calls == []
-    verbs = "demo shards preview pretrain export eval-voc eval-x test quick lint bench gpu-day"
+    verbs = "demo shards preview pretrain export eval-voc eval-x test quick fuzz lint bench gpu-day"
     for verb in verbs.split():
         assert f"make {verb}" in done.stdout
 

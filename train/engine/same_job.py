@@ -32,12 +32,12 @@ def require_same_job(job: Job, world: World) -> None:
     Raises:
         AgreedError: a rank differs from the main one; on every rank.
     """
-    told = disagreement([json.loads(text) for text in texts_of_all(json.dumps(facts_of(job)), world)])
+    told = disagreement([json.loads(text) for text in texts_of_all(json.dumps(identity_of(job)), world)])
     if told:
         raise AgreedError(f"{told}; start all ranks with the same settings, code and shards")
 
 
-def facts_of(job: Job) -> dict[str, Any]:
+def identity_of(job: Job) -> dict[str, Any]:
     """What must be the same on every rank, as plain JSON values."""
     folder, plan = job.folder, job.plan
     return {

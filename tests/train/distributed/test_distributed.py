@@ -99,7 +99,8 @@ def test_a_rank_with_no_valid_mask_or_one_adds_its_due_to_the_gradient(runs: dic
         if name != "here":
             torch.testing.assert_close(first[name], second[name], msg=name)
             error = (first[name] - expected).norm()
-            assert error <= 1e-3 * expected.norm() + 1e-6, (name, error, expected.norm())
+            # Rounding makes up to 1.7e-3 on some processors; one mask in 17 that is left out makes 6e-2.
+            assert error <= 5e-3 * expected.norm() + 1e-6, (name, error, expected.norm())
 
 
 @pytest.mark.processes

@@ -18,7 +18,7 @@ from train.config.pretrain import PretrainSettings
 from train.distributed.world import World
 from train.engine import same_job
 from train.engine.job import Job, check_job
-from train.engine.same_job import code_digest, disagreement, facts_of, require_same_job
+from train.engine.same_job import code_digest, disagreement, identity_of, require_same_job
 
 ROOT = Path(__file__).parents[3]
 SMALL: dict[str, Any] = {
@@ -42,7 +42,7 @@ def job_of(shards: Path, folder: Path, /, **changes: Any) -> Job:
 
 
 def told(ours: Job, *others: Job) -> str:
-    return disagreement([facts_of(job) for job in (ours, *others)])
+    return disagreement([identity_of(job) for job in (ours, *others)])
 
 
 @pytest.mark.parametrize(

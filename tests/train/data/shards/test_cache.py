@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts.manifest import Manifest
+from pipeline.artifacts.seal import sealed
 from pipeline.foundation.errors import InputError
 from train.config.pretrain import PretrainSettings
 from train.data.shards import cache as cache_module
@@ -198,7 +199,7 @@ def remade(shards: Path, folder: Path) -> Path:
     (other / FIRST).write_bytes(data)
     content = json.loads((other / "manifest.json").read_bytes())
     content["shards"][0]["sha256"] = hashlib.sha256(data).hexdigest()
-    (other / "manifest.json").write_text(json.dumps(content))
+    (other / "manifest.json").write_text(json.dumps(sealed(content)))
     return other
 
 
