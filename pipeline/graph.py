@@ -275,13 +275,11 @@ def _listings(stages: Sequence[Stage], work: Path) -> Listings:
 
 @contextmanager
 def _only_run(work: Path) -> Iterator[None]:
-    """Hold WORK's lock. Raises InputError where another run holds it or WORK is no folder."""
+    """Hold WORK's lock. Raises InputError where another run holds it, WORK is no folder, or its disk fails."""
     try:
         (work / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{work} cannot be the work folder ({error.strerror}); give another with --work") from None
-    with only_holder(
-        work / STATE_FOLDER / "lock",
-        otherwise=f"another `r2o run` works on {work}; wait for it or give another --work",
-    ):
+    otherwise = f"another `r2o run` works on {work}; wait for it or give another --work"
+    with os_errors_named(work), only_holder(work / STATE_FOLDER / "lock", otherwise=otherwise):
         yield

@@ -34,7 +34,11 @@ class StageState(BaseModel):
 
 
 def read_state(work: Path, name: str) -> StageState | None:
-    """A stage's state, None where it never started. Raises InputError where the file is damaged or a link."""
+    """A stage's state, None where it never started.
+
+    Raises:
+        InputError: the file is damaged, cannot be read, or is a link.
+    """
     path = work / STATE_FOLDER / f"{name}.json"
     try:
         data = read_own(path)
@@ -43,10 +47,14 @@ def read_state(work: Path, name: str) -> StageState | None:
         return None
     except InputError:  # a link
         raise
-    except (OSError, ValueError, RecursionError):
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}; put that right and run the same command again"
+        ) from None
+    except (ValueError, RecursionError):
         state = None
     if state is None or state.stage != name:
-        raise InputError(f"{path} is damaged; remove it together with the output of stage {name}")
+        raise InputError(f"{path} is damaged; put a whole one back, or move it and the output of stage {name} away")
     return state
 
 

@@ -1,10 +1,13 @@
 import dataclasses
+import errno
 import fcntl
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from pipeline import states
 from pipeline.foundation.errors import InputError
 from pipeline.graph import run_stages, verdicts
 from pipeline.stages import Stage
@@ -185,11 +188,36 @@ def test_a_work_folder_that_is_a_file_or_a_damaged_state_is_one_line(machine: Ma
     assert flipped != good
     for damaged in ("{", "", "[1]", "null", good[:-9], flipped, (machine.work / ".r2o" / "b.json").read_text()):
         path.write_text(damaged)
-        with pytest.raises(InputError, match=r"a\.json is damaged; remove it together with the output of stage a"):
+        with pytest.raises(InputError, match=r"a\.json is damaged; put a whole one back, or move it and"):
             machine.run()
     path.write_text(good)
     machine.run()
     assert machine.started == []
+
+
+@pytest.mark.parametrize("name", ["lock", "a.json", "inputs.jsonl", "replaced"])
+def test_a_folder_or_file_in_the_way_of_a_state_is_one_line_and_no_damage(
+    machine: Machine, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "images").mkdir()
+    machine.run(images=tmp_path / "images")
+    path = machine.work / ".r2o" / name
+    path.unlink(missing_ok=True)
+    path.write_text("") if name == "replaced" else path.mkdir()
+    machine.settings["a"] = 2
+    with pytest.raises(InputError, match=rf"/\.r2o/{name}.*: (Is a directory|File exists); put that right") as caught:
+        machine.run(images=tmp_path / "images")
+    assert "damaged" not in str(caught.value)
+    assert (machine.work / "a" / "log").read_text() == "x"
+
+
+def test_a_disk_that_is_full_is_one_line(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(states, "write_atomic", full)
+    with pytest.raises(InputError, match=r"\.r2o/a\.json: No space left on device; put that right"):
+        machine.run()
 
 
 def test_a_check_runs_before_its_stage_only_when_that_is_to_run(machine: Machine) -> None:

@@ -32,6 +32,7 @@ from train.run.folder import has_begun
 CHECKPOINT_FORMAT_VERSION = 1
 MILESTONE = "-milestone"
 DAMAGED = "damaged-"
+STEP_NAME = re.compile(rf"(?:{DAMAGED})?step-(\d{{8,}})(?:{MILESTONE})?\.pt")
 LEFT = "it is left as it is: choose another RUN, or put a whole checkpoint there"
 
 
@@ -118,8 +119,8 @@ def _of_the_disk(error: BaseException | None) -> OSError | None:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted((run / CHECKPOINTS_FOLDER).glob("step-*.pt"))
+    """The checkpoints of a run, oldest first. A file of another name, such as somebody's copy of one, is none."""
+    return sorted(path for path in (run / CHECKPOINTS_FOLDER).glob("step-*.pt") if STEP_NAME.fullmatch(path.name))
 
 
 def resume(run: Path, training: Training, *, fingerprint: str) -> int:
@@ -159,6 +160,8 @@ def _restore(run: Path, training: Training, fingerprint: str) -> str:
             continue
         if state["fingerprint"] != fingerprint:
             raise InputError(f"{path} belongs to a run with other settings or shards; choose another RUN")
+        if state["step"] != _step_of(path):
+            raise InputError(f"checkpoint {path} is of step {state['step']}, not of the one that its name says; {LEFT}")
         if problem := misfit(state, training):
             raise InputError(f"checkpoint {path} does not fit this run ({problem}); {LEFT}")
         unwrapped(training.model).load_state_dict(state["model"])
@@ -197,7 +200,12 @@ def _set_aside(run: Path) -> list[Path]:
 
 def _newest_damaged(run: Path) -> int:
     """The step of the newest checkpoint that is set aside, 0 where none is."""
-    return max((int(n[1]) for path in _set_aside(run) if (n := re.search(r"step-(\d+)", path.name))), default=0)
+    return max(map(_step_of, _set_aside(run)), default=0)
+
+
+def _step_of(path: Path) -> int:
+    """The step that a checkpoint's name says, 0 where it says none."""
+    return int(found[1]) if (found := STEP_NAME.fullmatch(path.name)) else 0
 
 
 def read_checkpoint(path: Path, *, own: bool = True) -> dict[str, Any]:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.artifacts.fingerprint import fingerprint
-from pipeline.artifacts.results import Results, encode_json
+from pipeline.artifacts.results import RESULTS_FORMAT_VERSION, Results, encode_json
 from pipeline.artifacts.seal import sealed, unsealed
 from pipeline.foundation.errors import InputError
-from pipeline.foundation.files import read_own, refuse_link, write_atomic
+from pipeline.foundation.files import read_own, write_atomic
 from pipeline.foundation.progress import say
 from train.models.backbone_file import ExportedBackbone
 from train.models.initial import InitName
 
 TRIAL_FORMAT_VERSION = 2  # 1, of release 0.1.0, has no checksum
+RESULTS_BEGIN = re.compile(rb'\{\s*"format_version": ([0-9]{1,9}),')  # also of those that are damaged further on
 
 
 class Trial(NamedTuple):
@@ -147,14 +149,29 @@ class TrialSet:
 
 
 def remove_outdated(path: Path, identity: str) -> None:
-    """Remove results that are damaged or of another fingerprint: they must not stand beside trials of this one."""
-    refuse_link(path)
+    """Remove results that are damaged or of another fingerprint: they must not stand beside trials of this one.
+
+    Raises:
+        InputError: what lies there is a link, of a newer r2o, or nothing that an evaluation wrote.
+    """
+    try:
+        begins = RESULTS_BEGIN.match(read_own(path))
+    except FileNotFoundError:
+        return
+    if begins is None:
+        raise InputError(f"{path} is there, and is no file of results; move it away, or choose another --out")
+    if int(begins[1]) > RESULTS_FORMAT_VERSION:
+        raise _of_newer(path, int(begins[1]))
     try:
         results = Results.read(path)
     except InputError:
         results = None
     if results is None or results.fingerprint != identity:
         path.unlink(missing_ok=True)
+
+
+def _of_newer(path: Path, version: object) -> InputError:
+    return InputError(f"{path} is of a newer r2o (format {version!r}); go on with that one, or choose another --out")
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
@@ -170,5 +187,5 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     version = loaded.get("format_version") if isinstance(loaded, dict) else None
     record = unsealed(loaded, required=version != 1)
     if version not in (1, TRIAL_FORMAT_VERSION):
-        raise InputError(f"{path} is of a newer r2o (format {version!r}); go on with that one, or choose another --out")
+        raise _of_newer(path, version)
     return record

@@ -1,5 +1,6 @@
 """Checkpoints are whole, are not code, and belong to their run."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,27 @@ def test_the_newest_and_the_milestones_are_kept(tmp_path: Path) -> None:
     assert resume(tmp_path, trained(0), fingerprint="f") == 11
     kept[-1].unlink()
     assert resume(tmp_path, trained(0), fingerprint="f") == 10
+
+
+def test_a_copy_under_another_name_is_not_the_newest_one_and_stays(tmp_path: Path) -> None:
+    path, _ = save(tmp_path, 1, 2)
+    copies = [path.with_name(name) for name in ("step-before-a-change.pt", "step-00000009 (copy).pt", "step-9.pt")]
+    for copy in copies:
+        shutil.copy(path, copy)
+    assert resume(tmp_path, trained(0), fingerprint="f") == 2
+    assert [p.name for p in save(tmp_path, 3)] == ["step-00000002.pt", "step-00000003.pt"]
+    assert all(copy.exists() for copy in copies)
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_not_gone_on_from(tmp_path: Path) -> None:
+    path, newest = save(tmp_path, 1, 2)
+    shutil.copy(path, named := path.with_name("step-00000012.pt"))
+    with pytest.raises(InputError, match=r"step-00000012\.pt is of step 1, not of the one that its name says"):
+        resume(tmp_path, trained(0), fingerprint="f")
+    assert named.exists()
+    assert newest.exists()
+    named.unlink()
+    assert resume(tmp_path, trained(0), fingerprint="f") == 2
 
 
 def test_no_checkpoint_is_step_zero(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_what_decides_weights_or_collectives_is_compared(
 def test_what_describes_a_machine_is_not(shards: Path, tmp_path: Path) -> None:
     of_the_node = {
         "cache": str(tmp_path / "cache"), "cache_gb": 7, "num_workers": 2, "prefetch_batches": 5, "retries": 9,
-        "verify": False,
+        "verify": False, "recheck_days": None,
     }  # fmt: skip
     copied = Path(shutil.copytree(shards, tmp_path / "copied"))
     theirs = job_of(copied, tmp_path / "other", data=of_the_node)

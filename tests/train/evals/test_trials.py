@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.artifacts.results import Results, encode_results
+from pipeline.artifacts.results import Results, encode_json, encode_results
 from pipeline.artifacts.seal import sealed
 from pipeline.foundation.errors import InputError
 from train.evals.trials import Outcome, Trial, TrialSet, remove_outdated
@@ -136,6 +136,30 @@ def test_results_that_are_changed_or_of_another_fingerprint_go_and_others_stay(t
     with pytest.raises(InputError, match=r"results\.json: a link"):
         remove_outdated(results, "any")
     assert results.is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [
+        (None, "results.json is there, and is no file of results; move it away, or choose another --out"),
+        (3, "results.json is of a newer r2o (format 3); go on with that one, or choose another --out"),
+    ],
+)
+def test_results_of_others_and_of_a_newer_r2o_are_left_alone(trials: TrialSet, version: int | None, told: str) -> None:
+    path = trials.folder / "results.json"
+    head = {} if version is None else {"format_version": version}
+    path.write_text(text := encode_json(sealed({**head, "accuracy": [0.5, 0.25]})))
+    with pytest.raises(InputError) as caught:
+        remove_outdated(path, "any")
+    assert str(caught.value) == f"{trials.folder}/{told}"
+    assert path.read_text() == text
+
+
+def test_results_that_were_cut_short_go(trials: TrialSet) -> None:
+    path = trials.folder / "results.json"
+    path.write_bytes(results_of(path, "any")[:-40])
+    remove_outdated(path, "any")
+    assert not path.exists()
 
 
 def test_a_changed_record_is_made_again_or_says_the_same(trials: TrialSet, capsys: pytest.CaptureFixture[str]) -> None:
