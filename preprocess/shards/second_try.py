@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pipeline.artifacts.label_maps import MAIN_MAP
 from pipeline.artifacts.manifest import MANIFEST_NAME, QuarantineEntry, read_quarantine
 from pipeline.artifacts.sample import source_name
+from preprocess.shards.folder.guard import has_its_quarantine
 from preprocess.shards.job import ShardJob
 from preprocess.shards.make_one import CANNOT_BE_READ, ShardResult
 from preprocess.sources.reader import Reader
@@ -66,7 +67,7 @@ def _quarantine(job: ShardJob, *, reason: str) -> dict[int, list[QuarantineEntry
             job.plan.number(name): [entry for entry in result.quarantine if entry.reason.startswith(reason)]
             for name, result in job.results.items()
         }
-    if not job.has_its_quarantine(job.manifest):
+    if not has_its_quarantine(job.folder, job.manifest):
         return {}
     by_source = {entry.source: entry for entry in read_quarantine(job.folder) if entry.reason.startswith(reason)}
     found = defaultdict(list)
