@@ -49,7 +49,7 @@ class IndexEntry(_Record):
     """Where one sample lies in its tar: per member its (offset, size) in bytes."""
 
     key: str
-    members: dict[str, tuple[int, int]]
+    members: dict[str, tuple[Count, Count]]
 
 
 class ShardIndex(_Record):

@@ -93,7 +93,8 @@ def _execute(job: ShardJob, shards: str, remake: Collection[str], environment: M
         print(f"going on: {there} of {len(job.plan)} shards are there", file=sys.stderr)
     _make(job, pending, environment)  # first, as long as a manifest says what they must be
     for _ in range(1 + SECOND_TRIES):
-        if not (again := again or to_make_again(job, ())):
+        again = again or (readable_again(job) if job.manifest is None else [])
+        if not again:
             break
         print(f"{len(again)} shards lack images that can be opened again; making those once more", file=sys.stderr)
         take_back(job, again)

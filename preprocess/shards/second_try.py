@@ -48,7 +48,8 @@ def to_make_again(job: ShardJob, damaged: Collection[int]) -> list[int]:
 
     Of a finished set that is compared byte by byte, as it keeps no stamps; not of shards that are `damaged`.
     """
-    return [n for n in readable_again(job) if job.manifest is None or n in damaged or _is_as_made(job, job.manifest, n)]
+    found, manifest = readable_again(job), job.manifest
+    return found if manifest is None else [n for n in found if n in damaged or _is_as_made(job, manifest, n)]
 
 
 def _is_as_made(job: ShardJob, manifest: Manifest, number: int) -> bool:

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from pipeline.artifacts.manifest import Manifest, ShardIndex
 from pipeline.artifacts.sample import SampleMeta
+from pipeline.artifacts.seal import sealed
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.exit_codes import EXIT_DAMAGED
 from pipeline.foundation.folders import folder_at
@@ -177,6 +179,55 @@ def test_shards_that_changed_places_are_named(shards):
         b.rename(a)
         (shards / "aside").rename(b)
     assert set(faults(shards)[1]) == {"r2o-000000.tar", "r2o-000001.tar"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        (b"no JSON", "r2o-000001.index: no index of a shard"),
+        (b"[" * 100_000, "r2o-000001.index: no index of a shard"),
+        (b'{"key": "000000004", "members": {"jpg": [-5, 9]}}', "r2o-000001.index: no index of a shard"),
+        (b'{"key": "000000004", "members": {"jpg": [512, -9]}}', "r2o-000001.index: no index of a shard"),
+        (
+            b'{"key": "000000004", "members": {"jpg": [512, 1%b]}}' % (30 * b"0"),
+            "r2o-000001.index: no index of a shard",
+        ),
+        (b'{"key": "000000004", "members": {"jpg": [512, 1%b]}}' % (15 * b"0"), "its members are not where the index"),
+    ],
+)
+def test_an_index_that_the_manifest_knows_and_that_makes_no_sense_is_named(shards, entry, named):
+    path = shards / "manifest.json"
+    members = json.loads(path.read_text())
+    (shards / "r2o-000001.index").write_bytes(entry)
+    members["shards"][1]["index_sha256"] = hashlib.sha256(entry).hexdigest()
+    path.write_text(json.dumps(sealed(members)))
+    about_set, found = faults(shards)
+    assert (about_set, list(found)) == ([], ["r2o-000001.tar"])
+    assert any(fault.startswith(named) for fault in found["r2o-000001.tar"])
+
+
+@pytest.mark.parametrize("name", ["quarantine.jsonl", "r2o-000001.tar", "r2o-000001.index"])
+def test_what_cannot_be_read_is_one_line(shards, name, capsys, monkeypatch):
+    monkeypatch.setattr(verify, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(1))
+    (shards / name).unlink()
+    (shards / name).mkdir()
+    assert verify.main([f"--shards={shards}"]) == 2
+    line = f"r2o: error: {shards}/{name}: Is a directory; put that right and run the same command again\n"
+    assert capsys.readouterr().err.endswith(line)
+
+
+@pytest.mark.parametrize(("key", "value"), [("quality", "much"), ("unknown", 1), ("source", 3), ("prefix", "../x")])
+def test_settings_that_make_no_shards_are_one_line(shards, images, key, value, capsys, monkeypatch):
+    monkeypatch.setattr(verify, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(1))
+    path = shards / "manifest.json"
+    members = json.loads(path.read_text())
+    members["settings"][key] = value
+    path.write_text(json.dumps(sealed(members)))
+    (shards / "r2o-000001.index").write_bytes(b"")
+    for more in ([], ["--repair"]):
+        assert verify.main([f"--shards={shards}", f"--images={images}", *more]) == 2
+        line = f"r2o: error: {shards}/manifest.json: settings that this r2o cannot make shards with ({key}: "
+        assert capsys.readouterr().err.splitlines()[-1].startswith(line)
 
 
 def test_an_edited_quarantine_is_named(shards):
