@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
@@ -59,7 +59,9 @@ def compare(
     shards = [stats for stats in manifest.shards if stats.name not in leave_out]
     progress = Progress("compare", sum(stats.samples for stats in shards), "samples")
     with ThreadPoolExecutor(workers or os.cpu_count()) as threads:
-        jobs = {threads.submit(_of_shard, folder, stats, sources, settings): stats for stats in shards}
+        jobs = {
+            threads.submit(compare_shard, folder, stats, sources.find, listing, settings): stats for stats in shards
+        }
         try:
             for job in as_completed(jobs):
                 one, stats = job.result(), jobs[job]
@@ -90,12 +92,19 @@ class _ByName:
         return next((source for source in found if source.name == name), None)
 
 
-def _of_shard(folder: Folder, stats: ShardStats, sources: _ByName, settings: ShardSettings) -> Comparison:
-    listing, compared, faults = sources.listing, Comparison(), dict[str, list[str]]()
+def compare_shard(
+    folder: Folder,
+    stats: ShardStats,
+    find: Callable[[bytes], Source | None],
+    listing: Listing,
+    settings: ShardSettings,
+) -> Comparison:
+    """Compare the samples of one shard with what their images are now; `find` gives a listed image by name."""
+    compared, faults = Comparison(), dict[str, list[str]]()
     with Reader(listing.root, listing.kind, listing.column) as reader:
         for entry, meta, jpeg in _samples(folder, stats):
             is_known = meta.source_sha256 is not None or not meta.changed
-            source = sources.find(unquote_to_bytes(meta.source))
+            source = find(unquote_to_bytes(meta.source))
             data = Unreadable(GONE) if source is None else read_source(reader, source, settings) if is_known else b""
             if isinstance(data, Unreadable):
                 fault = GONE if source is None else f"its image: {data}"

@@ -7,11 +7,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pipeline.artifacts.names import Prefix
 from pipeline.foundation.settings import Seed, Settings
 
 Shape = Literal["disc", "box", "triangle", "star", "ring", "cross"]
 SHAPES: tuple[Shape, ...] = ("disc", "box", "triangle", "star", "ring", "cross")
 MAX_SEGMENTS = 255
+NAME_OF_MAP = r"^[a-z0-9_]{1,70}$"  # its member, 000000000.superpixels-NAME.png, has the 100 bytes of a ustar name
 
 
 class _MapSettings(Settings):
@@ -118,7 +120,7 @@ class ShardSettings(Settings):
 
     NOT_CONTENT: ClassVar[frozenset[str]] = frozenset({"workers", "max_bad_fraction", "read_ahead", "retries"})
 
-    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")] = "r2o"
+    prefix: Prefix = "r2o"
     images_per_shard: int = Field(1024, ge=1, le=1_000_000)
     seed: Seed = 0
     count: int | None = Field(None, ge=1)
@@ -128,7 +130,7 @@ class ShardSettings(Settings):
     max_memory_mb: int = Field(2048, ge=256)
     source: SourceSettings = SourceSettings()
     superpixels: SuperpixelSettings = FastSlicSettings()
-    maps: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], SuperpixelSettings] = Field(default_factory=dict)
+    maps: dict[Annotated[str, Field(pattern=NAME_OF_MAP)], SuperpixelSettings] = Field(default_factory=dict)
     workers: int | None = Field(None, ge=1)
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     read_ahead: int = Field(16, ge=1, le=1024)

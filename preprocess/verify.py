@@ -17,6 +17,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from pipeline.artifacts.manifest import (
     MANIFEST_NAME,
     QUARANTINE_NAME,
@@ -25,6 +27,7 @@ from pipeline.artifacts.manifest import (
     ShardStats,
     read_quarantine,
 )
+from pipeline.artifacts.names import first_problem
 from pipeline.foundation.errors import InputError, exit_code_of, os_errors_named
 from pipeline.foundation.exit_codes import EXIT_DAMAGED
 from pipeline.foundation.folders import Folder, folder_at
@@ -51,7 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", help="what the shards were made from, to compare: a path or a URL")
     parser.add_argument("--config", type=Path, help="for --images: says the files of shards.source")
     parser.add_argument("--set", action="append", default=[], metavar="shards.KEY=VALUE", help="wins over the file")
-    return exit_code_of(lambda: _run(parser.parse_args(argv)))
+    return exit_code_of(lambda: _named(parser.parse_args(argv)))
+
+
+def _named(args: argparse.Namespace) -> int:
+    with os_errors_named(args.shards):
+        return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -94,7 +102,7 @@ def _compared(
 ) -> Comparison:
     """How the samples of the shards that are whole differ from --images; says it, as it says what was not compared."""
     settings = _settings_of(manifest, args)
-    with os_errors_named(args.shards), list_images(args.images, settings.source) as listing:
+    with list_images(args.images, settings.source) as listing:
         compared = compare(folder, manifest, listing, settings, leave_out=damaged, workers=args.workers)
     for line in _by_shard(compared.found):
         print(one_line(line))
@@ -237,7 +245,7 @@ def _sha256(folder: Folder, name: str) -> str:
 def _repair(args: argparse.Namespace, folder: Folder, manifest: Manifest, damaged: Sequence[str]) -> int:
     """Make the damaged shards again with the manifest's settings, and check them."""
     settings = _settings_of(manifest, args)
-    with os_errors_named(args.shards), list_images(args.images, settings.source) as listing:
+    with list_images(args.images, settings.source) as listing:
         # Refuses other images, settings and library versions; nothing is removed, whatever happens.
         made = make_missing(Plan(listing, settings), args.shards, images=args.images, remake=damaged).manifest
     numbers = [number for number, stats in enumerate(made.shards) if stats.name in damaged]
@@ -250,7 +258,13 @@ def _repair(args: argparse.Namespace, folder: Folder, manifest: Manifest, damage
 def _settings_of(manifest: Manifest, args: argparse.Namespace) -> ShardSettings:
     """The settings that the set was made with; the files of its filters, which it does not know, are the user's."""
     given = load_settings(ShardSettings, "shards", args.config, args.set)
-    made = ShardSettings.model_validate(manifest.settings)
+    try:
+        made = ShardSettings.model_validate(manifest.settings)
+    except ValidationError as error:
+        raise InputError(
+            f"{args.shards}/{MANIFEST_NAME}: settings that this r2o cannot make shards with ({first_problem(error)}); "
+            "take the r2o that made them"
+        ) from None
     source = made.source.model_copy(update={"classes": given.source.classes, "names": given.source.names})
     limit = 0.0 if manifest.over_limit else 1.0  # leaves the mark as it is
     return made.model_copy(update={"source": source, "max_bad_fraction": limit, "workers": given.workers})

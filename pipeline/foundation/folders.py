@@ -84,6 +84,15 @@ def local_path(place: str | os.PathLike[str]) -> Path:
     return Path(os.fspath(place).removeprefix("file://")).absolute()
 
 
+def place_of(place: str) -> tuple[str, str]:
+    """The store that a path or URL leads to, and where in it; none (empty) and the real path for this machine's files.
+
+    Two of one folder are equal, whatever the protocol is called and however the path is written.
+    """
+    store, path = RemoteFolder(place).place if is_url(place) else ("", str(local_path(place)))
+    return store, path if store else os.path.realpath(path)
+
+
 def folder_at(place: str | os.PathLike[str] | Folder, *, follow_links: bool = False) -> Folder:
     """The folder of a path or URL; a folder is itself.
 

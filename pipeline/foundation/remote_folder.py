@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import posixpath
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -55,6 +56,15 @@ class RemoteFolder:
     def root(self) -> str:
         """The URL."""
         return self._url
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The kind of store, empty for this machine's files, and the plain path in it."""
+        fs = self._fs
+        while (inner := getattr(fs, "fs", None)) is not None:  # of one that caches another's files
+            fs = inner
+        is_local = "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+        return "" if is_local else type(fs).__name__, posixpath.normpath(self._path)
 
     def exists(self) -> bool:
         """Whether anything lies in it."""

@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 
-from pipeline.artifacts.fingerprint import differences
 from pipeline.artifacts.label_maps import MAIN_MAP
 from pipeline.artifacts.manifest import (
     MANIFEST_FORMAT_VERSION,
@@ -26,10 +24,17 @@ from pipeline.artifacts.manifest import (
     encode_quarantine,
 )
 from pipeline.foundation.errors import InputError
-from pipeline.foundation.files import is_temporary
 from pipeline.foundation.folders import Folder, folder_at
 from pipeline.foundation.locks import held
-from preprocess.shards.folder.guard import replaceable, require_only_ours, shards_named
+from preprocess.shards.folder.guard import (
+    has_its_quarantine,
+    is_left_behind,
+    other_than,
+    replaceable,
+    require_only_notes,
+    require_only_ours,
+    shards_named,
+)
 from preprocess.shards.folder.records import ANOTHER, JOB_FOLDER, JOB_NAME, JobRecord, Note, read_job_record
 from preprocess.shards.make_one import ShardResult
 from preprocess.shards.plan import Plan, ShardTask
@@ -72,6 +77,7 @@ class ShardJob:
         if found and not found & {MANIFEST_NAME, JOB_FOLDER}:
             raise InputError(f"{root}: holds {min(found)!r} but no shards; SHARDS must be an empty or new folder")
         jobs = set(self.job_folder.names()) if JOB_FOLDER in found else set()
+        require_only_notes(self.job_folder, jobs)
         if overwrite and found and self._begins_anew(found, jobs):
             return
         record = read_job_record(self.folder) if JOB_NAME in jobs else None
@@ -81,13 +87,11 @@ class ShardJob:
             return
         if MANIFEST_NAME in found:
             self.manifest = self._read_manifest()
-            self._adopt(self.manifest)
-            self.plan.require_shards_of(self.manifest, f"{root}/{MANIFEST_NAME}")
         if record is not None:
             self._adopt(record)
             self.results = dict(self._read_results(jobs))
         elif self.manifest is None:
-            require_only_ours(self.folder, found)
+            require_only_ours(self.folder, found, own=self.plan.settings.prefix)
 
     @property
     def is_begun(self) -> bool:
@@ -151,13 +155,6 @@ class ShardJob:
         """The images of a shard."""
         return self.plan.sources(self.plan.positions(number))
 
-    def has_its_quarantine(self, manifest: Manifest) -> bool:
-        """Whether quarantine.jsonl is the one that the manifest names."""
-        try:
-            return hashlib.sha256(self.folder.read(QUARANTINE_NAME)).hexdigest() == manifest.quarantine_sha256
-        except FileNotFoundError:
-            return False
-
     def finish(self) -> Manifest:
         """Write quarantine and manifest, in this order, and remove the job's own folder."""
         if len(self.results) == len(self.plan):
@@ -211,7 +208,7 @@ class ShardJob:
         ours = {name: result.stats for name, result in self.results.items()}
         if self.manifest is None:
             return ours
-        if not self.has_its_quarantine(self.manifest):
+        if not has_its_quarantine(self.folder, self.manifest):
             return ours  # only making them all again tells what was left out
         return {stats.name: stats for stats in self.manifest.shards}
 
@@ -221,10 +218,15 @@ class ShardJob:
         return hashlib.sha256(self.folder.read(stats.index_name)).hexdigest() == stats.index_sha256
 
     def _read_manifest(self) -> Manifest:
+        """The manifest of this very job; its format is taken over."""
         try:
-            return Manifest.read(self.folder)
+            manifest = Manifest.read(self.folder)
         except InputError as error:
             raise InputError(f"{error} (add --overwrite to make them again)") from None
+        self._adopt(manifest)
+        if [stats.name for stats in manifest.shards] != [self.plan.name(number) for number in range(len(self.plan))]:
+            raise InputError(f"{self.folder.root}/{MANIFEST_NAME} is damaged: it names other shards; {ANOTHER}")
+        return manifest
 
     def _read_results(self, found: set[str]) -> Iterator[tuple[str, ShardResult]]:
         """The shards that are done, but for those whose images were touched since they were listed for them."""
@@ -253,6 +255,8 @@ class ShardJob:
             record = read_job_record(self.folder) if JOB_NAME in jobs else None
             if record is not None:
                 self._adopt(record)
+                if MANIFEST_NAME in found and not record.replaces:
+                    self._read_manifest()
                 return False
         self.plan = replace(self.plan, format_version=MANIFEST_FORMAT_VERSION)
         self.replaces = replaceable(self.folder, found, record, own=self.plan.settings.prefix)
@@ -264,12 +268,8 @@ class ShardJob:
         if theirs.fingerprint == plan.fingerprint:
             self.plan = plan
             return
-        changed = differences(self.plan.settings.content(), theirs.settings)
-        changed += differences(self.plan.versions, theirs.versions, "version of ")
-        if not changed:
-            same, listed = "as many, but other names, sizes or places", self.plan.total
-            changed = [f"the list of images: {same if listed == theirs.listed else f'{theirs.listed} → {listed}'}"]
-        raise InputError(f"{self.folder.root}: its shards are of another job ({'; '.join(changed)}); {ANOTHER}")
+        changed = other_than(self.plan, theirs)
+        raise InputError(f"{self.folder.root}: its shards are of another job ({changed}); {ANOTHER}")
 
     def _write_record(self, replaces: tuple[str, ...]) -> None:
         record = JobRecord(
@@ -295,5 +295,5 @@ class ShardJob:
     def _remove_temporaries(self) -> None:
         for folder in (self.folder, self.job_folder):
             for name in folder.names():
-                if is_temporary(Path(name)):
+                if is_left_behind(name):
                     folder.remove(name)

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 from pipeline.artifacts.fingerprint import fingerprint
-from pipeline.artifacts.manifest import MANIFEST_FORMAT_VERSION, Manifest, ShardStats
+from pipeline.artifacts.manifest import MANIFEST_FORMAT_VERSION, ShardStats
 from pipeline.foundation.errors import InputError
 from preprocess.config import ShardSettings
 from preprocess.sources.listing import Kind, Listing, Source
@@ -66,11 +66,6 @@ class Plan:
     def number(self, name: str) -> int:
         """The reverse of `name`."""
         return int(name.removeprefix(f"{self.settings.prefix}-").removesuffix(".tar"))
-
-    def require_shards_of(self, manifest: Manifest, path: str) -> None:
-        """That a manifest names the shards of this plan. Raises InputError."""
-        if [stats.name for stats in manifest.shards] != [self.name(number) for number in range(len(self))]:
-            raise InputError(f"{path} is damaged: it names other shards than its list of images makes; add --overwrite")
 
     def positions(self, number: int) -> range:
         """Places in the seeded order, and with them the keys, of a shard's images."""

@@ -21,7 +21,7 @@ from preprocess.shards.folder.guard import require_apart
 from preprocess.shards.job import ShardJob
 from preprocess.shards.make_one import ShardResult
 from preprocess.shards.plan import Plan
-from preprocess.shards.second_try import readable_again, take_back, unread_before
+from preprocess.shards.second_try import readable_again, take_back, to_make_again, unread_before
 from preprocess.shards.worker import make_shard_isolated
 
 TASKS_PER_CPU = 2
@@ -72,8 +72,6 @@ def make_missing(
         job.load(overwrite=overwrite)
         job.begin()
         print(described(plan, images), file=sys.stderr)
-        if again := readable_again(job):
-            take_back(job, again)
         return Made(_execute(job, shards, remake, environment or {}), anything=True)
 
 
@@ -88,16 +86,20 @@ def described(plan: Plan, images: str) -> str:
 def _execute(job: ShardJob, shards: str, remake: Collection[str], environment: Mapping[str, Any]) -> Manifest:
     """Make every pending shard and finish the job, with progress; prints a summary."""
     start = time.monotonic()
-    pending = sorted({*job.pending(), *map(job.plan.number, remake)})
-    if len(pending) < len(job.plan):
-        print(f"going on: {len(job.plan) - len(pending)} of {len(job.plan)} shards are there", file=sys.stderr)
-    _make(job, pending, environment)
-    for _ in range(SECOND_TRIES):
-        if not (again := readable_again(job)):
+    damaged = {*job.pending(), *map(job.plan.number, remake)}
+    again = to_make_again(job, damaged)
+    pending = sorted(damaged - {*again})
+    if there := len(job.plan) - len(pending) - len(again):
+        print(f"going on: {there} of {len(job.plan)} shards are there", file=sys.stderr)
+    _make(job, pending, environment)  # first, as long as a manifest says what they must be
+    for _ in range(1 + SECOND_TRIES):
+        again = again or (readable_again(job) if job.manifest is None else [])
+        if not again:
             break
         print(f"{len(again)} shards lack images that can be opened again; making those once more", file=sys.stderr)
         take_back(job, again)
         _make(job, again, environment)
+        again = []
     unread = sum(map(len, unread_before(job).values()))
     core_hours = sum(result.seconds for result in job.results.values()) / 3600
     manifest = job.finish()

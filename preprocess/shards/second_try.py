@@ -6,13 +6,18 @@ What went away may come back: a mount, a permission. What an image's own bytes a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from pipeline.artifacts.label_maps import MAIN_MAP
-from pipeline.artifacts.manifest import MANIFEST_NAME, QuarantineEntry, read_quarantine
+from pipeline.artifacts.manifest import MANIFEST_NAME, Manifest, QuarantineEntry, read_quarantine
 from pipeline.artifacts.sample import source_name
+from pipeline.foundation.errors import InputError
+from pipeline.foundation.progress import say
+from preprocess.compare import compare_shard
+from preprocess.shards.folder.guard import has_its_quarantine
 from preprocess.shards.job import ShardJob
 from preprocess.shards.make_one import CANNOT_BE_READ, ShardResult
+from preprocess.sources.listing import Source
 from preprocess.sources.reader import Reader
 
 
@@ -26,14 +31,41 @@ def unread_before(job: ShardJob) -> dict[int, list[str]]:
 
 
 def readable_again(job: ShardJob) -> list[int]:
-    """Numbers of the shards with such images of which one can be opened now."""
+    """Numbers of the shards with such images of which one can be opened now, and no other image has gone since."""
     listing = job.plan.listing
     with Reader(listing.root, listing.kind, listing.column) as reader:
-        return [
-            number
-            for number, names in unread_before(job).items()
-            if any(source_name(s.name) in names and reader.is_readable(s) for s in job.sources(number))
-        ]
+
+        def is_better(sources: Iterable[Source], unread: Collection[str]) -> bool:
+            missing = [source for source in sources if source_name(source.name) in unread]
+            others = (source for source in sources if source_name(source.name) not in unread)
+            return any(map(reader.is_readable, missing)) and all(map(reader.is_readable, others))
+
+        return [number for number, unread in unread_before(job).items() if is_better(job.sources(number), unread)]
+
+
+def to_make_again(job: ShardJob, damaged: Collection[int]) -> list[int]:
+    """Of `readable_again` those whose samples are still of the images that are there; the others are named.
+
+    Of a finished set that is compared byte by byte, as it keeps no stamps; not of shards that are `damaged`.
+    """
+    found, manifest = readable_again(job), job.manifest
+    return found if manifest is None else [n for n in found if n in damaged or _is_as_made(job, manifest, n)]
+
+
+def _is_as_made(job: ShardJob, manifest: Manifest, number: int) -> bool:
+    stats, sources = manifest.shards[number], {source.name: source for source in job.sources(number)}
+    try:
+        compared = compare_shard(job.folder, stats, sources.get, job.plan.listing, job.plan.settings)
+    except InputError:
+        raise
+    except (KeyError, ValueError):
+        return True  # nothing of it can be read
+    if compared.differ:
+        say(
+            f"r2o: WARNING: {job.folder.root}/{stats.name}: lacks images that can be opened now, and was left so: "
+            f"{compared.differ} of its others are not those of then; --overwrite makes all again"
+        )
+    return not compared.differ
 
 
 def take_back(job: ShardJob, numbers: Collection[int]) -> None:
@@ -66,7 +98,7 @@ def _quarantine(job: ShardJob, *, reason: str) -> dict[int, list[QuarantineEntry
             job.plan.number(name): [entry for entry in result.quarantine if entry.reason.startswith(reason)]
             for name, result in job.results.items()
         }
-    if not job.has_its_quarantine(job.manifest):
+    if not has_its_quarantine(job.folder, job.manifest):
         return {}
     by_source = {entry.source: entry for entry in read_quarantine(job.folder) if entry.reason.startswith(reason)}
     found = defaultdict(list)

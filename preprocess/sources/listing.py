@@ -70,7 +70,7 @@ class Listing:
     """The images under `root` (path or URL), in an order that their source decides; `ignored` counts other entries.
 
     Iterate, index by number, take the length. The files on disk go with it (context manager). `all_gone`: the images
-    of a list, of which none is there.
+    of a list, of which none is there. `archives`: the files that hold them, where they are none of their own.
 
     Args:
         described: what the source is, for people.
@@ -109,6 +109,7 @@ class Listing:
         self._folders: set[bytes] = set()
         self._all_in_folders = True
         self._is_open = False
+        self.archives: set[bytes] = set()
 
     def add(self, source: Source) -> None:
         """Append an image. Only before the first look at the list."""
@@ -116,6 +117,8 @@ class Listing:
         class_id = NO_CLASS
         if source.class_name is not None:
             class_id = self._classes.setdefault(source.class_name, len(self._classes))
+        if source.file:
+            self.archives.add(source.file)
         first, slash, _ = source.name.partition(b"/")
         if slash:
             self._folders.add(first)

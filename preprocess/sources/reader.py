@@ -80,7 +80,7 @@ class Reader:
     def lost_folder(self, source: Source) -> str | None:
         """The folder that an image was lost with: the root, or that which the image lay in; None where both are there.
 
-        An empty root, or an empty folder outside it that a link leads into, is where something is no longer mounted.
+        An empty folder is where something is no longer mounted.
         """
         name = source.file or source.name
         if self._base is None:
@@ -89,8 +89,7 @@ class Reader:
         folder = os.path.dirname(path)
         if not _holds_anything(base):
             return os.fsdecode(self._base)
-        is_outside = not (folder + b"/").startswith(base.rstrip(b"/") + b"/")
-        if not os.path.isdir(folder) or (is_outside and not _holds_anything(folder)) or _is_closed(path):
+        if not _holds_anything(folder) or _is_closed(path):
             return os.fsdecode(folder)
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
+
+from preprocess.config import ShardSettings
+from preprocess.shards.job import ShardJob
+from preprocess.shards.make_one import make_shard
+from preprocess.shards.plan import Plan
+from preprocess.sources.list_images import list_images
 
 
 def _picture(seed: int, width: int = 96, height: int = 72) -> np.ndarray:
@@ -51,3 +58,27 @@ def make_folder() -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory, make_folder):
+    root = make_folder(tmp_path_factory.mktemp("source") / "images", 11, classes=("cat", "dog"))
+    (root / "dog" / "broken.jpg").write_bytes(b"text")
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "shards"
+    settings = ShardSettings(images_per_shard=4, maps={"grid": {"backend": "grid", "rows": 3}}, max_bad_fraction=0.5)
+    job = ShardJob(folder, Plan(list_images(images), settings))
+    job.begin()
+    for task in job.plan.tasks():
+        job.record(make_shard(task, folder=job.folder))
+    job.finish()
+    return folder
+
+
+@pytest.fixture
+def shards(made, tmp_path):
+    return Path(shutil.copytree(made, tmp_path / "shards"))

@@ -25,6 +25,8 @@ from preprocess.config import FastSlicSettings, GridSettings, SceneSettings, Sha
         ("shards.source.fromat=tar", "unknown key 'shards.source.fromat'; did you mean 'format'"),
         ("shards.superpixels.sise=3", "unknown key 'shards.superpixels.sise'; did you mean 'size'"),
         ("shards.prefix=a.b", "shards.prefix"),
+        (f"shards.prefix={'p' * 201}", "shards.prefix"),  # what a manifest may name
+        (f"shards.maps={{{'m' * 71}: {{}}}}", "shards.maps"),  # what a tar may
         ("shards.images_per_shard=0", "shards.images_per_shard"),
         ("shards.max_bad_fraction=2", "shards.max_bad_fraction"),
         (f"shards.seed={10**80}", r"shards\.seed"),

@@ -6,8 +6,8 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,39 +17,10 @@ from PIL import Image
 
 from pipeline.artifacts.manifest import Manifest, ShardIndex
 from pipeline.artifacts.sample import SampleMeta
-from pipeline.foundation.errors import InputError
+from pipeline.artifacts.seal import sealed
 from pipeline.foundation.exit_codes import EXIT_DAMAGED
 from pipeline.foundation.folders import folder_at
 from preprocess import verify
-from preprocess.config import ShardSettings
-from preprocess.shards.job import ShardJob
-from preprocess.shards.make_one import make_shard
-from preprocess.shards.plan import Plan
-from preprocess.sources.list_images import list_images
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory, make_folder):
-    root = make_folder(tmp_path_factory.mktemp("source") / "images", 11, classes=("cat", "dog"))
-    (root / "dog" / "broken.jpg").write_bytes(b"text")
-    return root
-
-
-@pytest.fixture(scope="module")
-def made(images, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made") / "shards"
-    settings = ShardSettings(images_per_shard=4, maps={"grid": {"backend": "grid", "rows": 3}}, max_bad_fraction=0.5)
-    job = ShardJob(folder, Plan(list_images(images), settings))
-    job.begin()
-    for task in job.plan.tasks():
-        job.record(make_shard(task, folder=job.folder))
-    job.finish()
-    return folder
-
-
-@pytest.fixture
-def shards(made, tmp_path):
-    return Path(shutil.copytree(made, tmp_path / "shards"))
 
 
 def faults(folder: Path, *, deep: bool = False) -> tuple[list[str], dict[str, list[str]]]:
@@ -180,67 +151,58 @@ def test_shards_that_changed_places_are_named(shards):
     assert set(faults(shards)[1]) == {"r2o-000000.tar", "r2o-000001.tar"}
 
 
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        (b"no JSON", "r2o-000001.index: no index of a shard"),
+        (b"[" * 100_000, "r2o-000001.index: no index of a shard"),
+        (b'{"key": "000000004", "members": {"jpg": [-5, 9]}}', "r2o-000001.index: no index of a shard"),
+        (b'{"key": "000000004", "members": {"jpg": [512, -9]}}', "r2o-000001.index: no index of a shard"),
+        (
+            b'{"key": "000000004", "members": {"jpg": [512, 1%b]}}' % (30 * b"0"),
+            "r2o-000001.index: no index of a shard",
+        ),
+        (b'{"key": "000000004", "members": {"jpg": [512, 1%b]}}' % (15 * b"0"), "its members are not where the index"),
+    ],
+)
+def test_an_index_that_the_manifest_knows_and_that_makes_no_sense_is_named(shards, entry, named):
+    path = shards / "manifest.json"
+    members = json.loads(path.read_text())
+    (shards / "r2o-000001.index").write_bytes(entry)
+    members["shards"][1]["index_sha256"] = hashlib.sha256(entry).hexdigest()
+    path.write_text(json.dumps(sealed(members)))
+    about_set, found = faults(shards)
+    assert (about_set, list(found)) == ([], ["r2o-000001.tar"])
+    assert any(fault.startswith(named) for fault in found["r2o-000001.tar"])
+
+
+@pytest.mark.parametrize("name", ["quarantine.jsonl", "r2o-000001.tar", "r2o-000001.index"])
+def test_what_cannot_be_read_is_one_line(shards, name, capsys, monkeypatch):
+    monkeypatch.setattr(verify, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(1))
+    (shards / name).unlink()
+    (shards / name).mkdir()
+    assert verify.main([f"--shards={shards}"]) == 2
+    line = f"r2o: error: {shards}/{name}: Is a directory; put that right and run the same command again\n"
+    assert capsys.readouterr().err.endswith(line)
+
+
+@pytest.mark.parametrize(("key", "value"), [("quality", "much"), ("unknown", 1), ("source", 3), ("prefix", "../x")])
+def test_settings_that_make_no_shards_are_one_line(shards, images, key, value, capsys, monkeypatch):
+    monkeypatch.setattr(verify, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(1))
+    path = shards / "manifest.json"
+    members = json.loads(path.read_text())
+    members["settings"][key] = value
+    path.write_text(json.dumps(sealed(members)))
+    (shards / "r2o-000001.index").write_bytes(b"")
+    for more in ([], ["--repair"]):
+        assert verify.main([f"--shards={shards}", f"--images={images}", *more]) == 2
+        line = f"r2o: error: {shards}/manifest.json: settings that this r2o cannot make shards with ({key}: "
+        assert capsys.readouterr().err.splitlines()[-1].startswith(line)
+
+
 def test_an_edited_quarantine_is_named(shards):
     (shards / "quarantine.jsonl").write_text(json.dumps({"source": "x", "reason": "y"}) + "\n")
     assert faults(shards)[0] == ["quarantine.jsonl: sha256 differs from the manifest's"]
-
-
-@pytest.mark.processes
-def test_repair_makes_the_damaged_shards_again_and_no_other(shards, made, images, capsys):
-    before = {path.name: path.stat().st_mtime_ns for path in shards.iterdir()}
-    (shards / "r2o-000001.tar").write_bytes(b"")
-    (shards / "r2o-000002.index").write_bytes(b"{")
-    assert verify.main(["--shards", str(shards), "--workers", "1"]) == EXIT_DAMAGED
-    assert "2 of 3 shards, 11 samples damaged" in capsys.readouterr().err
-    assert verify.main(["--shards", str(shards), "--repair", "--images", str(images), "--workers", "1"]) == 0
-    assert "2 shards made again; whole" in capsys.readouterr().out
-    for path in made.iterdir():
-        assert (shards / path.name).read_bytes() == path.read_bytes(), path.name
-    assert (shards / "r2o-000000.tar").stat().st_mtime_ns == before["r2o-000000.tar"]
-    assert sorted(p.name for p in shards.iterdir()) == sorted(before)
-
-
-@pytest.mark.processes
-def test_repair_from_other_images_is_refused(shards, make_folder, tmp_path, capsys):
-    (shards / "r2o-000001.tar").unlink()
-    other = make_folder(tmp_path / "other", 12)
-    assert verify.main(["--shards", str(shards), "--repair", "--images", str(other), "--workers", "1"]) == 2
-    assert "the list of images" in capsys.readouterr().err
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize("wrong", ["other images", "no images", "an empty folder"])
-def test_a_repair_that_is_refused_removes_nothing(shards, make_folder, tmp_path, capsys, wrong):
-    damaged = shards / "r2o-000001.tar"
-    damaged.write_bytes(damaged.read_bytes()[:-512] + b"x" * 512)
-    before = {path.name: path.read_bytes() for path in shards.iterdir()}
-    source = tmp_path / "source"
-    if wrong == "other images":
-        make_folder(source, 12)
-    elif wrong == "an empty folder":
-        source.mkdir()
-    assert verify.main(["--shards", str(shards), "--repair", "--images", str(source), "--workers", "1"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("r2o: error: ")
-    assert {path.name: path.read_bytes() for path in shards.iterdir()} == before
-
-
-def test_repair_needs_the_images(shards):
-    with pytest.raises(InputError, match="needs --images"):
-        verify._run(verify.argparse.Namespace(repair=True, images=None))
-
-
-@pytest.mark.parametrize("name", ["../precious", "../precious/thesis.tar", "{precious}", "{precious}/thesis.tar"])
-def test_a_name_that_leads_out_of_the_folder_deletes_nothing(shards, images, tmp_path, capsys, name):
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    (precious / "thesis.tar").write_text("years of work")
-    manifest = json.loads((shards / "manifest.json").read_bytes())
-    manifest["shards"][0]["name"] = name.format(precious=precious)
-    (shards / "manifest.json").write_text(json.dumps(manifest))
-    for how in ([], ["--repair", "--images", str(images)]):
-        assert verify.main(["--shards", str(shards), "--workers", "1", *how]) == 2
-        assert "manifest.json is damaged (shards.0.name: " in capsys.readouterr().err
-    assert (precious / "thesis.tar").read_text() == "years of work"
 
 
 def with_index(folder: Path, data: bytes) -> Manifest:

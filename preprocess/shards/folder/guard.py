@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -10,15 +11,20 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.artifacts.manifest import MANIFEST_NAME, QUARANTINE_NAME
+from pipeline.artifacts.fingerprint import differences
+from pipeline.artifacts.manifest import MANIFEST_NAME, QUARANTINE_NAME, Manifest
 from pipeline.artifacts.names import Prefix
 from pipeline.foundation.errors import InputError
-from pipeline.foundation.files import is_temporary
-from pipeline.foundation.folders import Folder, is_url
-from preprocess.shards.folder.records import JOB_FOLDER, JobRecord
+from pipeline.foundation.folders import Folder, is_url, place_of
+from pipeline.foundation.locks import LOCK_NAME
+from preprocess.shards.folder.records import JOB_FOLDER, JOB_NAME, JobRecord
+from preprocess.shards.plan import Plan
 from preprocess.sources.listing import Listing
 
-SHARD_FILE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_-]*)-\d{6,}\.(tar|index)")
+SHARD_FILE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_-]*)-[0-9]{6,}\.(tar|index)")
+NOTE_FILE = re.compile(rf"{SHARD_FILE.pattern}\.json")
+OTHER_FILES = (MANIFEST_NAME, QUARANTINE_NAME, JOB_NAME, LOCK_NAME)  # that a job writes
+LEFT_BEHIND = re.compile(r"\.(.+)\.\w+\.tmp")
 OUR_MEMBERS = {"format_version", "settings", "fingerprint", "shards"}  # of a manifest, in every format
 NO_SHARDS = "SHARDS must be an empty or new folder"
 
@@ -39,17 +45,60 @@ def require_apart(listing: Listing, shards: Folder) -> None:
         if _is_within(root, listing.walked):
             raise InputError(f"{root}: lies among the images of {images}; {apart}")
     elif listing.kind == "files" and _is_within(root, listing.root):  # of a list, which names some below its folder
-        inside = os.fsencode(os.path.relpath(_plain(root), _plain(listing.root))) + b"/"
+        inside = os.fsencode(os.path.relpath(place_of(root)[1], place_of(listing.root)[1])) + b"/"
         if any(source.name.startswith(inside) for source in listing):
             raise InputError(f"{root}: {listing.described} names images in it; {apart}")
+    if not is_url(listing.root):
+        for path in (os.path.join(listing.root, os.fsdecode(name)) for name in sorted(listing.archives)):
+            if os.path.islink(path) and _is_within(path, root):
+                raise InputError(f"{root}: {path} leads into it; {apart}")
 
 
-def require_only_ours(folder: Folder, found: Collection[str]) -> None:
-    """That a folder holds nothing but what a job of shards leaves. Raises InputError, naming what else there is."""
-    ours = (MANIFEST_NAME, QUARANTINE_NAME, JOB_FOLDER)
-    others = [n for n in found if n not in ours and not SHARD_FILE.fullmatch(n) and not is_temporary(Path(n))]
-    if others:
+def require_only_ours(folder: Folder, found: Collection[str], *, own: str) -> None:
+    """That a folder holds nothing but what a job of shards leaves.
+
+    A tar of another prefix than our `own` is a shard where any of that prefix has its index beside it.
+
+    Raises:
+        InputError: it names what else there is.
+    """
+    pairs = (match[1] for name in found if (match := SHARD_FILE.fullmatch(name)) and _other_half(name) in found)
+    shards = set(shards_named({own, *pairs}, found))
+    ours = {MANIFEST_NAME, QUARANTINE_NAME, JOB_FOLDER, *shards}
+    if others := [name for name in found if name not in ours and not is_left_behind(name)]:
         raise InputError(f"{folder.root}: holds {min(others)!r} but no shards; {NO_SHARDS}")
+
+
+def require_only_notes(job_folder: Folder, found: Collection[str]) -> None:
+    """That a job's own folder, which goes when it ends, holds nothing else. Raises InputError."""
+    ours = (JOB_NAME, LOCK_NAME)
+    if others := [n for n in found if n not in ours and not NOTE_FILE.fullmatch(n) and not is_left_behind(n)]:
+        raise InputError(f"{job_folder.root}: holds {min(others)!r}, which no job of shards left; move it away")
+
+
+def other_than(plan: Plan, theirs: Manifest | JobRecord) -> str:
+    """What makes the shards that are there another job's than a plan's."""
+    changed = differences(plan.settings.content(), theirs.settings)
+    changed += differences(plan.versions, theirs.versions, "version of ")
+    if not changed:
+        same = "as many, but other names, sizes or places"
+        changed = [f"the list of images: {same if plan.total == theirs.listed else f'{theirs.listed} → {plan.total}'}"]
+    return "; ".join(changed)
+
+
+def has_its_quarantine(folder: Folder, manifest: Manifest) -> bool:
+    """Whether quarantine.jsonl is the one that the manifest names."""
+    try:
+        return hashlib.sha256(folder.read(QUARANTINE_NAME)).hexdigest() == manifest.quarantine_sha256
+    except FileNotFoundError:
+        return False
+
+
+def is_left_behind(name: str) -> bool:
+    """Whether a killed writer of one of our files left it."""
+    match = LEFT_BEHIND.fullmatch(name)
+    patterns = (SHARD_FILE, NOTE_FILE)
+    return match is not None and (match[1] in OTHER_FILES or any(p.fullmatch(match[1]) for p in patterns))
 
 
 def replaceable(folder: Folder, found: Collection[str], record: JobRecord | None, *, own: str) -> tuple[str, ...]:
@@ -62,7 +111,7 @@ def replaceable(folder: Folder, found: Collection[str], record: JobRecord | None
     Raises:
         InputError: what lies there are no shards.
     """
-    prefixes = {own} | ({str(record.settings.get("prefix"))} if record else set())
+    prefixes = {own} | ({str(record.settings.get("prefix")), *record.replaces} if record else set())
     is_known = record is not None
     if MANIFEST_NAME in found:
         data = folder.read(MANIFEST_NAME)
@@ -76,7 +125,7 @@ def replaceable(folder: Folder, found: Collection[str], record: JobRecord | None
             is_known = True
             prefixes |= {str(loaded["settings"].get("prefix"))} if isinstance(loaded["settings"], dict) else set()
     if not is_known:
-        require_only_ours(folder, found)
+        require_only_ours(folder, found, own=own)
         prefixes |= {match[1] for name in found if (match := SHARD_FILE.fullmatch(name))}
     return tuple(sorted(filter(_is_prefix, prefixes)))
 
@@ -94,15 +143,18 @@ def _is_prefix(text: str) -> bool:
     return True
 
 
+def _other_half(name: str) -> str:
+    stem, _, kind = name.rpartition(".")
+    return f"{stem}.{'index' if kind == 'tar' else 'tar'}"
+
+
 def _is_within(inner: str, outer: str) -> bool:
-    if is_url(inner) or is_url(outer):
-        return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
-    place = Path(_plain(inner))
-    return any(_is_same(folder, _plain(outer)) for folder in (place, *place.parents))
-
-
-def _plain(place: str) -> str:
-    return place.rstrip("/") if is_url(place) else os.path.realpath(place)
+    (store, path), (other_store, other) = place_of(inner), place_of(outer)
+    if store != other_store:
+        return False
+    if store:
+        return f"{path.rstrip('/')}/".startswith(f"{other.rstrip('/')}/")
+    return any(_is_same(folder, other) for folder in (Path(path), *Path(path).parents))
 
 
 def _is_same(folder: Path, other: str) -> bool:

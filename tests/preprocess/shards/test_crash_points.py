@@ -33,7 +33,7 @@ OPERATIONS = ("replace", "unlink", "rmdir", "mkdir", "fsync", "remove")  # of `o
 MOMENTS = ("before", "after")
 ENDED, DIED, FAILED = 0, 9, 1  # exit codes of a child
 CHILD_SECONDS = 60  # a child that hangs is killed by then
-WHOLE, OTHER, MARKED = "whole", "other", "marked"  # the sets of the fixture `finished`
+WHOLE, OTHER, MARKED, LACKING = "whole", "other", "marked", "lacking"  # the sets of the fixture `finished`
 
 # The end of a second run that is no fault.
 REFUSED = r"the second run raised InputError: .*: its shards are of another job \(images_per_shard: 2 → 4\); .*"
@@ -84,6 +84,7 @@ SCENARIOS = {
     ),
     "complete a damaged set": Scenario(crash_points=54, starts_as=WHOLE, lost=("r2o-000000.tar", "r2o-000001.index")),
     "make a lost quarantine": Scenario(crash_points=54, starts_as=WHOLE, lost=("quarantine.jsonl",)),
+    "take in an image that came back": Scenario(crash_points=50, starts_as=LACKING),
     "change the limit": Scenario(crash_points=4, starts_as=WHOLE, first=STRICT, again=STRICT, becomes=MARKED),
 }
 
@@ -225,11 +226,24 @@ def images(tmp_path_factory: pytest.TempPathFactory, make_folder: Callable[..., 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """Sets that no crash disturbed. `other` has smaller shards; `marked` has too many bad images."""
+    """Sets that no crash disturbed.
+
+    `other` has smaller shards; `marked` has too many bad images; of `lacking` an image was away when it was made.
+    """
     root = tmp_path_factory.mktemp("finished")
     work(images, root / WHOLE, PLAIN)
     work(images, root / OTHER, Command(per_shard=2))
     work(images, root / MARKED, STRICT)
+    away = next((images / "cat").glob("image*"))
+    with pytest.MonkeyPatch.context() as patch:
+
+        def without_one(job: ShardJob, pending: Sequence[int], environment: object) -> Iterator[ShardResult]:
+            away.rename(root / "away")
+            yield from list(in_this_process(job, pending, environment))
+
+        patch.setattr(ray_driver, "_results", without_one)
+        work(images, root / LACKING, PLAIN)
+    (root / "away").rename(away)
     return root
 
 

@@ -19,6 +19,7 @@ from preprocess.shards.make_one import make_shard
 from preprocess.shards.plan import Plan
 from preprocess.shards.ray_driver import make_missing
 from preprocess.sources.list_images import list_images
+from preprocess.sources.reader import Reader
 
 SETTINGS = ShardSettings.model_validate(
     {"images_per_shard": 3, "superpixels": {"backend": "grid", "size": 32}, "max_bad_fraction": 1.0}
@@ -55,13 +56,13 @@ def make(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
-def image_of(images: Path) -> Callable[[int], Path]:
-    """An image, by the number of its shard."""
+def image_of(images: Path) -> Callable[..., Path]:
+    """An image, by the number of its shard and its place there."""
 
-    def image(number: int) -> Path:
+    def image(number: int, place: int = 0) -> Path:
         with list_images(images) as listing:
             names = [source.name.decode() for source in Plan(listing, SETTINGS).task(number).sources]
-        return images / next(name for name in names if "broken" not in name)
+        return images / [name for name in names if "broken" not in name][place]
 
     return image
 
@@ -206,6 +207,48 @@ def test_a_lost_shard_of_replaced_images_is_not_made_and_nothing_takes_its_place
         make()
     assert shard.read_bytes() == before
     assert not (tmp_path / "set" / "r2o-000001.index").exists()
+
+
+def test_a_lost_shard_of_replaced_images_is_not_made_either_while_others_come_back(make, image_of, tmp_path):
+    image, away = image_of(1), tmp_path / "away"
+    make(meanwhile=lambda number: image.rename(away) if number == 1 else None)
+    away.rename(image)
+    with_other_content(image_of(2), same_time=True)
+    index = (tmp_path / "set" / "r2o-000002.index").rename(tmp_path / "index")
+    before = files(tmp_path / "set")
+    with pytest.raises(InputError, match=r"r2o-000002.tar: its images are not those that it was made from"):
+        make()
+    assert {name: data for name, data in files(tmp_path / "set").items() if ".job" not in name} == before
+    index.rename(tmp_path / "set" / "r2o-000002.index")
+    assert make() == [1]
+
+
+def test_an_image_that_comes_back_beside_replaced_ones_is_left_out(make, image_of, tmp_path, capsys):
+    first, second = image_of(1), image_of(1, 1)
+    make(meanwhile=lambda number: first.rename(tmp_path / "away") if number == 1 else None)
+    before = files(tmp_path / "set")
+    (tmp_path / "away").rename(first)
+    whole = second.read_bytes()
+    with_other_content(second, same_time=True)
+    assert make() == []
+    assert files(tmp_path / "set") == before
+    told = "was left so: 1 of its others are not those of then; --overwrite makes all again"
+    assert capsys.readouterr().err.count(told) == 1
+    second.write_bytes(whole)
+    assert make() == [1]
+
+
+def test_an_image_that_comes_back_is_not_taken_in_at_the_cost_of_another(make, image_of, tmp_path, monkeypatch):
+    first, second = image_of(1), image_of(1, 1)
+    make(meanwhile=lambda number: first.rename(tmp_path / "away") if number == 1 else None)
+    before = files(tmp_path / "set")
+    (tmp_path / "away").rename(first)
+    is_readable = Reader.is_readable
+    with monkeypatch.context() as patch:
+        patch.setattr(Reader, "is_readable", lambda self, s: not second.match(s.name.decode()) and is_readable(self, s))
+        assert make() == []
+        assert files(tmp_path / "set") == before
+    assert make() == [1]
 
 
 @pytest.mark.parametrize("name", ["job.json", "r2o-000000.tar.json"])
