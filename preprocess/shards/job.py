@@ -236,7 +236,7 @@ class ShardJob:
                 names, threads.map(lambda name: self.job_folder.read(f"{name}.json"), names), strict=True
             ):
                 try:
-                    note = Note.decode(data, format_version=self.plan.format_version)
+                    note = Note.decode(data, self.plan)
                 except ValueError:
                     path = f"{self.job_folder.root}/{name}.json"
                     raise InputError(f"{path}: damaged; remove it and run the same command again") from None

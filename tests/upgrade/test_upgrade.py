@@ -21,6 +21,7 @@ from PIL import Image
 from pipeline.artifacts.label_maps import MAIN_MAP, map_member
 from pipeline.artifacts.manifest import Manifest, read_quarantine
 from pipeline.artifacts.sample import decode_label_map
+from pipeline.foundation.errors import InputError
 from pipeline.foundation.settings import load_settings
 from preprocess.config import ShardSettings
 from preprocess.shards import make_one, plan, ray_driver
@@ -123,6 +124,19 @@ def test_an_unfinished_job_is_finished_and_what_was_done_stays(versions_of_then:
     assert manifest.quarantine_sha256 == versions_of_then.quarantine_sha256
     assert manifest.fingerprint == versions_of_then.fingerprint
     assert not (folder / ".job").exists()
+
+
+@pytest.mark.parametrize("maps", [{"": 60}, {"": 60, "grid": 30, "another": 1}])
+def test_a_note_without_checksum_that_knows_other_maps_is_one_line(
+    versions_of_then: Manifest, tmp_path: Path, maps: dict[str, int]
+) -> None:
+    folder = Path(shutil.copytree(LEFT / "unfinished", tmp_path / "shards"))
+    note = folder / ".job" / "r2o-000000.tar.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "max_superpixels": maps}))
+    with list_images(LEFT / "images") as listing:
+        job = ShardJob(folder, Plan(listing, settings_of(versions_of_then)))
+        with pytest.raises(InputError, match=r"r2o-000000\.tar\.json: damaged; remove it and run the same command"):
+            job.load()
 
 
 def state_of(form: Any, generator: torch.Generator) -> Any:

@@ -7,11 +7,13 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.artifacts.label_maps import MAIN_MAP
 from pipeline.artifacts.names import Prefix, Sha256
 from pipeline.artifacts.seal import sealed, unsealed
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.folders import Folder
 from preprocess.shards.make_one import ShardResult
+from preprocess.shards.plan import Plan
 
 JOB_FOLDER, JOB_NAME = ".job", "job.json"
 ANOTHER = "choose another SHARDS folder, or add --overwrite to make them again"
@@ -57,13 +59,16 @@ class Note(NamedTuple):
         return json.dumps(sealed({**self.result.model_dump(mode="json"), STAMPS: self.stamps})) + "\n"
 
     @classmethod
-    def decode(cls, data: bytes, *, format_version: int) -> Note:
+    def decode(cls, data: bytes, plan: Plan) -> Note:
         """The reverse of `encode`; notes of format 1 may lack stamps and checksum. Raises ValueError."""
-        members = dict(unsealed(_object(data), required=format_version > 1))
+        members = dict(unsealed(_object(data), required=plan.format_version > 1))
         stamps = members.pop(STAMPS, None)
         if stamps is not None and not isinstance(stamps, str):
             raise ValueError("stamps are no text")
-        return cls(ShardResult.model_validate(members), stamps)
+        result = ShardResult.model_validate(members)
+        if result.max_superpixels.keys() != {MAIN_MAP, *plan.settings.maps}:
+            raise ValueError("not the maps of the job")
+        return cls(result, stamps)
 
 
 def check_owner(folder: Folder, fingerprint: str) -> None:
