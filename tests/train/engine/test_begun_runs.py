@@ -165,7 +165,7 @@ def test_a_step_beyond_the_end_is_refused(
     finished: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = read_checkpoint(newest := checkpoints(finished)[-1])
-    torch.save({**state, "step": 10**9}, newest)
+    torch.save({**state, "step": 10**9}, newest.with_name("step-1000000000.pt"))
     assert start(arguments) == 2
     assert "is at step 1000000000, but has 4" in capsys.readouterr().err
 
