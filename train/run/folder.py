@@ -41,7 +41,6 @@ from pipeline.foundation.locks import only_holder
 from pipeline.foundation.settings import dump_settings, load_settings
 from train.config.batches import BatchPlan
 from train.config.pretrain import PretrainSettings
-from train.run.log import read_log
 
 RECORD_FORMAT_VERSION = 2
 OWN_FOLDERS = (CHECKPOINTS_FOLDER, PANELS_FOLDER, EVENTS_FOLDER)
@@ -259,7 +258,8 @@ def has_begun(run: Path) -> bool:
     # Format 1 noted a start before there was a checkpoint.
     noted = record is not None and record["format_version"] > 1
     left = noted or (run / BACKBONE_NAME).exists() or any((run / CHECKPOINTS_FOLDER).glob("*.pt"))
-    return left or bool(read_log(run))
+    # Whatever the log holds: no line of it may be whole any more.
+    return left or ((run / LOG_NAME).exists() and (run / LOG_NAME).stat().st_size > 0)
 
 
 def _name_of(device: torch.device) -> str:

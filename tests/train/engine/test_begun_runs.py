@@ -130,6 +130,19 @@ def test_a_run_without_a_whole_checkpoint_stops_and_says_what_to_do(
     assert (finished / "log.jsonl").read_bytes().startswith(log)
 
 
+def test_a_log_without_a_whole_line_also_says_that_a_run_has_begun(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    log = tmp_path / "run" / "log.jsonl"
+    log.write_bytes(zeros := bytes(500))  # as a power cut leaves it
+    assert start(arguments) == 2
+    assert f"{log.parent} has begun but holds no whole checkpoint" in capsys.readouterr().err
+    assert log.read_bytes() == zeros
+    log.write_bytes(b"")
+    assert start(arguments) == 0
+
+
 def test_a_stop_while_a_checkpoint_is_read_sets_nothing_aside(
     finished: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,7 +165,7 @@ def test_a_step_beyond_the_end_is_refused(
     finished: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = read_checkpoint(newest := checkpoints(finished)[-1])
-    torch.save({**state, "step": 10**9}, newest)
+    torch.save({**state, "step": 10**9}, newest.with_name("step-1000000000.pt"))
     assert start(arguments) == 2
     assert "is at step 1000000000, but has 4" in capsys.readouterr().err
 
