@@ -44,7 +44,10 @@ def identity_of(job: Job) -> dict[str, Any]:
         "pretrain": job.settings.model_dump(mode="json", exclude=OF_THE_MACHINE),
         "code": code_digest(CODE)[:DIGITS],
         "versions": library_versions(),
-        "shards": {"fingerprint": folder.manifest.fingerprint[:DIGITS], "content": folder.shards_content[:DIGITS]},
+        "shards": {
+            "fingerprint": folder.manifest.fingerprint[:DIGITS],
+            "content": folder.manifest.content_sha256[:DIGITS],
+        },
         "init": folder.init_sha256 and folder.init_sha256[:DIGITS],
         "batches": {
             "samples": plan.num_samples,

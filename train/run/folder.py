@@ -98,11 +98,6 @@ class RunFolder:
         return sha256_of(self.init) if self.init else None
 
     @cached_property
-    def shards_content(self) -> str:
-        """Hex SHA-256 of what the manifest says of every shard's bytes."""
-        return fingerprint(shards=[[one.name, one.sha256, one.index_sha256] for one in self.manifest.shards])
-
-    @cached_property
     def format_version(self) -> int:
         """Of the run's record; a run that began with format 1 keeps it, and with it its fingerprint."""
         record = read_record(self.path)
@@ -113,7 +108,7 @@ class RunFolder:
         """Of the settings but for how the run is executed and watched, of the shards and their bytes, and of `init`."""
         parts = {"init": self.init_sha256} if self.init else {}
         if self.format_version > 1:
-            parts["content"] = self.shards_content
+            parts["content"] = self.manifest.content_sha256
         return fingerprint(settings=self.settings.content(), shards=self.manifest.fingerprint, **parts)
 
     def check(self) -> None:
@@ -121,7 +116,7 @@ class RunFolder:
         record = read_record(self.path)
         if record is None:
             return
-        other_content = record["shards_content"] not in (None, self.shards_content)
+        other_content = record["shards_content"] not in (None, self.manifest.content_sha256)
         if record["fingerprint"] == self.fingerprint and not other_content:
             return
         found = differences(self.settings.content(), run_settings(self.path).content(), "pretrain.")
@@ -172,7 +167,7 @@ class RunFolder:
             "format_version": self.format_version,
             "fingerprint": self.fingerprint,
             "shards_fingerprint": self.manifest.fingerprint,
-            "shards_content": self.shards_content,
+            "shards_content": self.manifest.content_sha256,
             "samples": self.manifest.stored,
             "seed": self.settings.seed,
             "init": {"path": str(self.init), "sha256": self.init_sha256} if self.init else None,
