@@ -66,6 +66,11 @@ def world_from_environment(*, timeout_minutes: float = 10.0) -> Iterator[World]:
             f"rank {rank} waited {timeout_minutes:g} minutes for the others at {os.environ.get('MASTER_ADDR')}:"
             f"{os.environ.get('MASTER_PORT')} ({str(error).partition('.')[0]})"
         ) from None
+    except dist.DistNetworkError as error:
+        raise InputError(
+            f"rank {rank} cannot meet the others at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} "
+            f"({str(error).partition('. ')[0].strip()}); give another MASTER_ADDR or MASTER_PORT"
+        ) from None
     try:
         yield World(dist.get_rank(), size, device)
         dist.barrier()

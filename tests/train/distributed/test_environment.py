@@ -1,6 +1,7 @@
 """Who this process is: srun's variables, torchrun's, and which GPU."""
 
 import os
+import socket
 
 import pytest
 
@@ -86,3 +87,18 @@ def test_ranks_that_do_not_know_where_to_meet_are_refused_at_once(name: str, mon
     adopted(monkeypatch, **{other: value for other, value in whole.items() if other != name})
     with pytest.raises(InputError, match=f"WORLD_SIZE is 2, but {name} is not set"), world_from_environment():
         pass
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_place_where_ranks_cannot_meet_is_one_line(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        address = "localhost" if rank == "0" else "nohost.invalid"
+        port = str(taken.getsockname()[1])
+        adopted(monkeypatch, RANK=rank, WORLD_SIZE="2", MASTER_ADDR=address, MASTER_PORT=port)
+        with (
+            pytest.raises(InputError, match=f"rank {rank} cannot meet the others at {address}:{port} \\(The "),
+            world_from_environment(timeout_minutes=0.01),
+        ):
+            pass
