@@ -24,7 +24,6 @@ MANIFEST_FORMAT_VERSION = 2  # 2: a checksum in the manifest, and of every image
 READABLE_VERSIONS = (1, 2)
 MANIFEST_NAME = "manifest.json"
 QUARANTINE_NAME = "quarantine.jsonl"
-LEAST_SAMPLE = 512  # bytes of a tar: one header
 
 
 class _Record(BaseModel):
@@ -189,8 +188,6 @@ class Manifest(_Record):
             raise InputError(f"{path} is damaged ({first_problem(error)}); run `make shards` again") from None
         if manifest.stored != sum(shard.samples for shard in manifest.shards):
             raise InputError(f"{path} is damaged: stored is not the sum over its shards; run `make shards` again")
-        if any(shard.samples * LEAST_SAMPLE > shard.bytes for shard in manifest.shards):
-            raise InputError(f"{path} is damaged: a shard has too few bytes for its samples; run `make shards` again")
         if len({shard.name for shard in manifest.shards}) < len(manifest.shards):
             raise InputError(f"{path} is damaged: it names a shard twice; run `make shards` again")
         try:

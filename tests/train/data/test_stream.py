@@ -203,6 +203,18 @@ def test_missing_and_cut_shards_are_found_before_the_run_and_accepted_up_to_a_li
     assert all((batch.sample_id >= 32).all() for batch in found)
 
 
+@pytest.mark.parametrize("samples", [10**12, 10**15])
+def test_more_samples_than_a_shard_can_hold_are_refused_before_they_are_ordered(shards: Path, samples: int) -> None:
+    reader = reader_of(shards)
+    first, *others = reader.manifest.shards
+    many = first.model_copy(update={"samples": samples})
+    reader.manifest = reader.manifest.model_copy(update={"shards": (many, *others)})
+    with pytest.raises(
+        InputError, match=rf"manifest\.json is damaged: r2o-000000\.tar is too small for {samples} samples"
+    ):
+        check_shards(reader, SETTINGS)
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_behind_a_url_give_the_same_batches(shards: Path, tmp_path: Path, workers: int) -> None:

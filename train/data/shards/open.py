@@ -15,6 +15,7 @@ from train.data.shards.reader import ShardReader
 from train.data.shards.skipped import require_few_skipped
 
 PROBED_STEPS = 64
+LEAST_SAMPLE = 512  # bytes of a tar: one header
 
 
 def open_shards(place: str, manifest: Manifest, data: DataSettings) -> ShardReader:
@@ -40,6 +41,12 @@ def check_shards(reader: ShardReader, settings: PretrainSettings) -> list[str]:
         InputError: something is wrong that they do not accept.
     """
     max_superpixels(reader.manifest, settings)
+    for stats in reader.manifest.shards:
+        if stats.samples * LEAST_SAMPLE > stats.bytes:
+            raise InputError(
+                f"{reader.files.place}: manifest.json is damaged: {stats.name} is too small for {stats.samples} samples; "
+                "run `make shards` again"
+            )
     problems = reader.files.problems()
     if problems and settings.data.on_damage == "fail":
         raise InputError(next(iter(problems.values())))
