@@ -44,8 +44,8 @@ def check_shards(reader: ShardReader, settings: PretrainSettings) -> list[str]:
     for stats in reader.manifest.shards:
         if stats.samples * LEAST_SAMPLE > stats.bytes:
             raise InputError(
-                f"{reader.files.place}: manifest.json is damaged: {stats.name} is too small for {stats.samples} samples; "
-                "run `make shards` again"
+                f"{reader.files.place}: manifest.json is damaged: {stats.name} is too small for {stats.samples} "
+                "samples; run `make shards` again"
             )
     problems = reader.files.problems()
     if problems and settings.data.on_damage == "fail":
