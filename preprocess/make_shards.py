@@ -23,6 +23,7 @@ from pipeline.artifacts.manifest import Manifest
 from pipeline.foundation.errors import InputError, exit_code_of, os_errors_named
 from pipeline.foundation.exit_codes import EXIT_TOO_MANY_BAD
 from pipeline.foundation.settings import load_settings
+from pipeline.foundation.signals import stop_signals_raise
 from preprocess.config import ShardSettings
 from preprocess.shards.contact_sheet import check_sheet, contact_sheet, write_sheet
 from preprocess.shards.plan import Plan
@@ -35,8 +36,9 @@ SHEET_IMAGES = 24
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; its exit code: 0, 2 for a mistake in the input, 3 for too many bad images, 130 for Ctrl-C."""
-    return exit_code_of(lambda: _run(_parser().parse_args(argv)))
+    """The command; its exit code: 0, 2 for a mistake in the input, 3 for too many bad images, 75 or 130 for signals."""
+    with stop_signals_raise():
+        return exit_code_of(lambda: _run(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -72,7 +72,8 @@ def _main(arguments: argparse.Namespace, settings: PretrainSettings, request: St
         # has is said after that time, by the rank's number; the others wait for it until then, or until
         # `collective_timeout_minutes` where nobody ends them.
         time.sleep(MAIN_SPEAKS_FIRST)
-        raise error if isinstance(error, AgreedError) else InputError(f"rank {this_rank()}: {error}") from None
+        names_itself = isinstance(error, AgreedError) or str(error).startswith(f"rank {this_rank()} ")
+        raise error if names_itself else InputError(f"rank {this_rank()}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pipeline.foundation.exit_codes import EXIT_INPUT_ERROR, EXIT_INTERRUPTED
+from pipeline.foundation.exit_codes import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, EXIT_REQUEUE
 from pipeline.foundation.progress import say
+from pipeline.foundation.signals import StopSignal
 from pipeline.foundation.this_rank import is_first_rank
 
 
@@ -29,7 +30,7 @@ def os_errors_named(place: object) -> Iterator[None]:
 
 
 def exit_code_of(main: Callable[[], int | None]) -> int:
-    """Run a command's `main`; turn `InputError` and Ctrl-C into one line on stderr and an exit code."""
+    """Run a command's `main`; turn `InputError` and stop signals into one line on stderr and an exit code."""
     try:
         return main() or 0
     except InputError as error:
@@ -40,3 +41,6 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
         if is_first_rank():  # every rank of a job is interrupted; one tells
             say("r2o: interrupted; run the same command again to go on")
         return EXIT_INTERRUPTED
+    except StopSignal as stop:
+        say(f"r2o: {stop.name}: stopped; run the same command again to go on")
+        return EXIT_REQUEUE

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from pipeline.artifacts.manifest import Manifest, read_quarantine
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.progress import Progress, format_seconds, one_line
+from pipeline.foundation.signals import same_handlers
 from preprocess.shards.folder.guard import require_apart
 from preprocess.shards.job import ShardJob
 from preprocess.shards.make_one import ShardResult
@@ -192,7 +193,8 @@ def _ray(workers: int | None, environment: Mapping[str, Any]) -> Iterator[Callab
         quiet["runtime_env"] = _shipped(environment)
     try:
         if is_ours:
-            _start(include_dashboard=False if is_local else None, **quiet)
+            with same_handlers():  # Ray's own print a stack of C++ and end the process
+                _start(include_dashboard=False if is_local else None, **quiet)
 
         def most_running() -> int:
             most = TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))

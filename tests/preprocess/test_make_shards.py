@@ -197,7 +197,15 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, complaint, tmp_path
 
 @pytest.mark.processes
 @pytest.mark.slow
-def test_ctrl_c_is_one_line_and_resumable(images, undisturbed, tmp_path):
+@pytest.mark.parametrize(
+    ("sent", "code", "said"),
+    [
+        (signal.SIGINT, 130, "r2o: interrupted; run the same command again to go on"),
+        (signal.SIGTERM, 75, "r2o: SIGTERM: stopped; run the same command again to go on"),
+        (signal.SIGHUP, 75, "r2o: SIGHUP: stopped; run the same command again to go on"),
+    ],
+)
+def test_a_signal_is_one_line_and_resumable(images, undisturbed, tmp_path, sent, code, said):
     shards = tmp_path / "s"
     arguments = ["--images", str(images), "--shards", str(shards), *SETTINGS]
     command = [sys.executable, "-m", "preprocess.make_shards", *arguments, "--set", "shards.workers=1"]
@@ -206,10 +214,9 @@ def test_ctrl_c_is_one_line_and_resumable(images, undisturbed, tmp_path):
         while not list((shards / ".job").glob("*.tar.json")):
             assert driver.poll() is None, log.read_text()
             time.sleep(0.002)
-        driver.send_signal(signal.SIGINT)
+        driver.send_signal(sent)
         driver.wait(60)
-    assert driver.returncode == 130
-    told = [f"{images}: class folders, 200 images", "r2o: interrupted; run the same command again to go on"]
-    assert log.read_text().splitlines() == told
+    assert driver.returncode == code
+    assert log.read_text().splitlines() == [f"{images}: class folders, 200 images", said]
     assert run(*arguments).returncode == 0
     assert contents(shards) == undisturbed
