@@ -62,11 +62,11 @@ def test_the_whole_day_at_tiny_sizes(tmp_path: Path) -> None:
     }
     done = subprocess.run(
         [sys.executable, "-m", "tests.gpu.day"],
-        env={**kept, "DRY": "1", "OUT": str(tmp_path), "BUDGET": "225"},
+        env={**kept, "DRY": "1", "OUT": str(tmp_path), "BUDGET": "1500"},  # a busy machine takes as long as it takes
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1600,
     )
     assert done.returncode in (0, 1), done.stderr
     said = f"{done.stdout[-6000:]}\n{(tmp_path / 'log.txt').read_text()[-20000:]}\n{done.stderr}"
