@@ -217,6 +217,7 @@ def test_a_signal_is_one_line_and_resumable(images, undisturbed, tmp_path, sent,
         driver.send_signal(sent)
         driver.wait(60)
     assert driver.returncode == code
-    assert log.read_text().splitlines() == [f"{images}: class folders, 200 images", said]
+    told = [line for line in log.read_text().splitlines() if not line.startswith("shards: ")]  # of a slow machine
+    assert told == [f"{images}: class folders, 200 images", said]
     assert run(*arguments).returncode == 0
     assert contents(shards) == undisturbed
