@@ -76,20 +76,13 @@ def open_own(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
         InputError: it is a link, a pipe or a device. OSError: as `os.open`.
     """
     try:
-        # Without O_NONBLOCK a pipe would be waited for; of a plain file it changes nothing.
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+        return open_regular(path, flags | os.O_NOFOLLOW, mode)
+    except NotAFileError:
+        raise InputError(f"{path}: no plain file; move it away and run the same command again") from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK):
             refuse_link(path)
-        if error.errno == errno.ENXIO:
-            raise _no_plain_file(path) from None
         raise
-    if stat.S_ISREG(kind := os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    if stat.S_ISDIR(kind):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    raise _no_plain_file(path)
 
 
 def read_own(path: Path) -> bytes:
@@ -102,14 +95,15 @@ class NotAFileError(OSError):
     """What was to be read is a pipe, a device or a socket, which may have no end."""
 
 
-def open_regular(path: str | bytes | Path, flags: int = os.O_RDONLY) -> int:
-    """`os.open` of a file of the user's, links followed, which waits for nothing.
+def open_regular(path: str | bytes | Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
+    """`os.open` of a plain file, links followed, which waits for nothing; closed in programs that are started.
 
     Raises:
         OSError: as `os.open`; IsADirectoryError; NotAFileError.
     """
     try:
-        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        # Without O_NONBLOCK a pipe would be waited for; of a plain file it changes nothing.
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode)
     except OSError as error:
         # A socket cannot be opened; a device whose driver is gone neither.
         if error.errno in (errno.ENXIO, errno.ENODEV) and os.path.exists(path) and not os.path.isfile(path):
@@ -130,10 +124,6 @@ def stamp_of(status: os.stat_result) -> int:
 
 def _not_a_file(path: str | bytes | Path) -> NotAFileError:
     return NotAFileError(errno.EINVAL, "not a regular file", path)
-
-
-def _no_plain_file(path: Path) -> InputError:
-    return InputError(f"{path}: no plain file; move it away and run the same command again")
 
 
 def is_temporary(path: Path) -> bool:
