@@ -52,7 +52,8 @@ RULES = (
     Rule("train.data", ("train",), ("train.data", "train.config", "train.models.backbone", "train.r2o.model"),
          "batches know no trainer; `Batch` of the model is what they are made for"),
     Rule("train.run", ("train.engine",), (), "what surrounds a run does not know its steps"),
-    Rule("train.evals", ("train.engine", "train.data", "train.run", "train.distributed"), (),
-         "anybody's backbone is evaluated, without a run of ours"),
-    Rule("train.evals", ("train.r2o",), (), "an evaluation is not part of the method"),
+    Rule("train.evals", ("train.engine", "train.run"), (), "anybody's backbone is evaluated, without a run of ours"),
+    Rule("train.evals", ("train.data",), ("train.data.shards",), "its superpixels lie in shards; batches are a run's"),
+    Rule("train.evals", ("train.r2o",), (), "an evaluation is not part of the method",
+         but=("train.evals.frozen",)),  # its masks, and K-means, are what some protocols look at
 )  # fmt: skip
