@@ -23,13 +23,13 @@ from pipeline.foundation.files import read_own, write_atomic
 
 SCORES_FORMAT, SCORES_FORMAT_VERSION = "r2o.scores", 1
 SCORES_NAME, PER_IMAGE_NAME = "results.json", "per_image.npz"
-Kind = Literal["mean", "iou"]
+CountKind = Literal["mean", "iou"]
 
 
 class ImageCounts(NamedTuple):
     """What each image adds to a score (`score_of`): arrays (n,) for "mean", (n, classes) for "iou"."""
 
-    kind: Kind
+    kind: CountKind
     value: Float64[np.ndarray, "n ..."]
     weight: Float64[np.ndarray, "n ..."]
 
@@ -86,7 +86,7 @@ class PerImageRecord(_Strict):
     """The hash of the file beside, and the kind of each score in it."""
 
     sha256: str
-    kinds: dict[str, Kind]
+    kinds: dict[str, CountKind]
 
 
 class Scores(_Strict):

@@ -12,7 +12,7 @@ from pipeline.foundation.settings import Seed, Settings
 from train.config.numbers import Positive, Rate
 
 Annotation = Literal["labels", "objects", "boxes", "class_id"]
-Part = Literal["train", "val"]
+DataPart = Literal["train", "val"]
 Level = Literal["c4", "c5"]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float32, Integer
 
 from pipeline.artifacts.scores import ImageCounts
-from train.config.frozen import Level, Part, ProtocolSettings
+from train.config.frozen import DataPart, Level, ProtocolSettings
 from train.evals.datasets.annotated import DataSet, ImageList
 from train.models.frozen import FrozenModel
 
@@ -37,7 +37,7 @@ class Clock:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features:
+class SplitFeatures:
     """Features of the images of one list, in its order; each image was resized to a square as a whole.
 
     Attributes:
@@ -51,7 +51,7 @@ class Features:
 
 
 # (part, level, size in pixels) → features; each size is one pass over the images, and is done once.
-FeatureSource = Callable[[Part, Level, int], Features]
+FeatureSource = Callable[[DataPart, Level, int], SplitFeatures]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Task(Generic[P]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Finding:
     """What a protocol found.
 
     Attributes:
