@@ -10,15 +10,15 @@ from pipeline.foundation.errors import InputError
 from train.config.frozen import Annotation, FrozenDataSettings
 from train.evals.datasets.annotated import DataSet
 from train.evals.datasets.checked import CheckedImages
-from train.evals.datasets.found import Found, Part
+from train.evals.datasets.found import FoundData, FoundPart
 from train.evals.datasets.layouts import voc
-from train.evals.datasets.lists import require_apart, require_different
+from train.evals.datasets.lists import require_different, require_disjoint
 
 FITTED = frozenset[Annotation]({"labels", "class_id"})  # what protocols fit on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class DataLayout:
     """One way to lay out a folder.
 
     Attributes:
@@ -31,11 +31,11 @@ class Layout:
     tree: str
     takes: frozenset[str]
     is_one: Callable[[Path], bool]
-    find: Callable[[Path, FrozenDataSettings, frozenset[Annotation]], Found]
+    find: Callable[[Path, FrozenDataSettings, frozenset[Annotation]], FoundData]
 
 
 LAYOUTS = {
-    "voc": Layout(
+    "voc": DataLayout(
         tree="JPEGImages",
         takes=frozenset({"train_list", "val_list", "train_masks", "val_masks", "objects"}),
         is_one=voc.is_voc,
@@ -90,14 +90,14 @@ def _layout_of(path: Path) -> str:
     raise InputError(f"{path} has no layout that is known ({known})")
 
 
-def _refuse_unused(settings: FrozenDataSettings, name: str, layout: Layout) -> None:
+def _refuse_unused(settings: FrozenDataSettings, name: str, layout: DataLayout) -> None:
     always = {"layout", "max_images"}
     for key in FrozenDataSettings.model_fields.keys() - layout.takes - always:
         if getattr(settings, key) != FrozenDataSettings.model_fields[key].default:
             raise InputError(f"eval_frozen.data.{key}: layout {name} has no use for it; leave it out")
 
 
-def _check_lists(found: Found, needs: frozenset[Annotation]) -> None:
+def _check_lists(found: FoundData, needs: frozenset[Annotation]) -> None:
     for part in (found.val, found.train):
         if part and not part.entries:
             raise InputError(f"{part.where}: no image in it; {part.title} must have some")
@@ -105,10 +105,10 @@ def _check_lists(found: Found, needs: frozenset[Annotation]) -> None:
             require_different([entry.name for entry in part.entries], path=part.where)
     if found.train and needs & FITTED:
         train, val = ([entry.name for entry in part.entries] for part in (found.train, found.val))
-        require_apart(train, val, where=f"{found.train.where} and {found.val.where}")
+        require_disjoint(train, val, where=f"{found.train.where} and {found.val.where}")
 
 
-def _checked(part: Part, found: Found, settings: FrozenDataSettings, notes: list[str]) -> CheckedImages:
+def _checked(part: FoundPart, found: FoundData, settings: FrozenDataSettings, notes: list[str]) -> CheckedImages:
     total, most = len(part.entries), settings.max_images
     if most is not None and most < total:
         part = replace(part, entries=tuple(part.entries[i * total // most] for i in range(most)))
