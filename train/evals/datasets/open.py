@@ -11,10 +11,12 @@ from train.config.frozen import Annotation, FrozenDataSettings
 from train.evals.datasets.annotated import DataSet
 from train.evals.datasets.checked import CheckedImages
 from train.evals.datasets.found import FoundData, FoundPart
-from train.evals.datasets.layouts import voc
+from train.evals.datasets.layouts import cityscapes, class_folders, coco, cub, imagenet_s, label_pngs, voc
 from train.evals.datasets.lists import require_different, require_disjoint
 
 FITTED = frozenset[Annotation]({"labels", "class_id"})  # what protocols fit on
+_LAST = "classes"  # folders with images in them, which other layouts have too
+_LISTS = frozenset({"train_list", "val_list"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +39,32 @@ class DataLayout:
 LAYOUTS = {
     "voc": DataLayout(
         tree="JPEGImages",
-        takes=frozenset({"train_list", "val_list", "train_masks", "val_masks", "objects"}),
+        takes=_LISTS | {"train_masks", "val_masks", "objects"},
         is_one=voc.is_voc,
         find=voc.find_voc,
+    ),
+    "coco": DataLayout(tree="annotations/instances_….json", takes=_LISTS, is_one=coco.is_coco, find=coco.find_coco),
+    "cub": DataLayout(tree="images.txt", takes=frozenset({"split"}), is_one=cub.is_cub, find=cub.find_cub),
+    "imagenet_s": DataLayout(
+        tree="validation-segmentation",
+        takes=_LISTS,
+        is_one=imagenet_s.is_imagenet_s,
+        find=imagenet_s.find_imagenet_s,
+    ),
+    "cityscapes": DataLayout(
+        tree="leftImg8bit and gtFine", takes=_LISTS, is_one=cityscapes.is_cityscapes, find=cityscapes.find_cityscapes
+    ),
+    "labels": DataLayout(
+        tree="images, annotations and classes.txt",
+        takes=_LISTS | {"first_class_id"},
+        is_one=label_pngs.is_label_pngs,
+        find=label_pngs.find_label_pngs,
+    ),
+    "classes": DataLayout(
+        tree="folders of images, or train and val of such",
+        takes=_LISTS,
+        is_one=class_folders.is_class_folders,
+        find=class_folders.find_classes,
     ),
 }
 
@@ -81,7 +106,9 @@ def open_dataset(path: Path, settings: FrozenDataSettings, *, needs: frozenset[A
 def _layout_of(path: Path) -> str:
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; data must be a folder of annotated images")
-    fitting = [name for name, layout in LAYOUTS.items() if layout.is_one(path)]
+    fitting = [name for name, layout in LAYOUTS.items() if name != _LAST and layout.is_one(path)]
+    if not fitting and LAYOUTS[_LAST].is_one(path):
+        return _LAST
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
