@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.foundation.settings import Seed, Settings
+from train.config.evaluation import EvaluationSettings
 from train.config.numbers import Positive, Rate
 
 Annotation = Literal["labels", "objects", "boxes", "class_id"]
@@ -139,7 +140,7 @@ class FrozenDataSettings(Settings):
     max_images: Positive | None = Field(None, description="of each list, evenly spaced; null: all")
 
 
-class EvalFrozenSettings(Settings):
+class EvalFrozenSettings(EvaluationSettings):
     """All protocols that read frozen features."""
 
     SECTION: ClassVar[str] = "eval_frozen"

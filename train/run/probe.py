@@ -18,8 +18,9 @@ from pipeline.foundation.errors import InputError
 from pipeline.foundation.pictures import VOID
 from train.config.pretrain import PretrainSettings
 from train.data.augment import normalize
+from train.data.resize import resized
 from train.data.shards.reader import RawSample, ShardReader
-from train.data.views import decode_labels, decode_pixels, resized
+from train.data.views import decode_labels, decode_pixels
 from train.distributed.collectives import gather_rows, texts_of_all
 from train.distributed.world import World
 from train.evals.datasets.annotated import UNLABELLED
