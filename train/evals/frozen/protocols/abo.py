@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Integer, UInt8
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.artifacts.scores import ImageCounts, score_of
 from pipeline.foundation.pictures import resize_labels
 from train.config.frozen import AboSettings
+from train.data.resize import resized
 from train.evals.datasets.annotated import ImageList, Objects
 from train.evals.frozen.numerics.overlap import best_overlaps, best_unions, common_pixels
 from train.evals.frozen.numerics.partitions import cells_of, equal_rectangles, random_partition
@@ -33,7 +33,7 @@ SUPERPIXELS_KEY = "eval_frozen.abo.superpixels"
 HEADLINE, OF_CLASSES, CEILING = "over_objects", "over_classes", "ceiling_of_grid"
 
 
-def score_abo(task: Task[AboSettings]) -> Finding:
+def score(task: Task[AboSettings]) -> Finding:
     """Mean best overlap over objects and over classes, at the size of the annotations; void counts nowhere.
 
     Masks are refined as in training by the paper's settings, from groups of consecutive images of the list. The last
@@ -118,15 +118,10 @@ def _read_group(images: ImageList, first: int, settings: AboSettings, superpixel
             height, width = read.objects.ids.shape
             maps.append(torch.from_numpy(superpixels.read(place, (height, width))))
         if settings.batch_norm == "group":
-            squares.append(_square(read.image, settings.size))
+            squares.append(resized(torch.from_numpy(read.image).permute(2, 0, 1), settings.size))
     like = torch.zeros(size, settings.size, settings.size, dtype=torch.int32)
     prior = torch.stack(maps) if maps else grid_label_map(ROWS, COLUMNS, like=like)
     return _Group(places, objects[: total - first], prior, torch.stack(squares) if squares else None)
-
-
-def _square(image: np.ndarray, size: int) -> Tensor:
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
-    return F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)[0]
 
 
 GroupFeatures = Callable[[_Group], Float[Tensor, "b c h w"]]

@@ -40,7 +40,7 @@ class Matched(NamedTuple):
     union: Int[np.ndarray, " 2"]
 
 
-def score_cub(task: Task[CubSettings]) -> Finding:
+def score(task: Task[CubSettings]) -> Finding:
     """Score every image of `val` that shows a bird, at the size of its annotation; ids are upsampled by nearest.
 
     Objects of any id are one foreground; void counts neither for nor against. In an image that is all foreground the

@@ -21,7 +21,7 @@ class DrawnImages:
     ) -> None:
         self._objects = [Objects(one.astype(np.int16), of) for one, of in zip(ids, classes, strict=True)]
         self.names = tuple(names) or tuple(f"drawn{i}" for i in range(len(ids)))
-        self.digest = "0" * 64
+        self.digest = self.image_digest = "0" * 64
 
     def read(self, index: int) -> Annotated:
         rng = np.random.default_rng(index)

@@ -16,7 +16,7 @@ from train.config.frozen import FROZEN_PROTOCOLS, AboSettings
 from train.evals.datasets.annotated import UNLABELLED
 from train.evals.frozen.numerics.partitions import equal_rectangles, random_partition
 from train.evals.frozen.protocol import Finding
-from train.evals.frozen.protocols.abo import score_abo
+from train.evals.frozen.protocols.abo import score as score_abo
 from train.r2o.kmeans import seeding_uniforms
 from train.r2o.masks import grid_label_map
 from train.r2o.refine import Refinement, refine

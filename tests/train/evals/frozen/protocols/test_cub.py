@@ -12,7 +12,8 @@ from tests.train.evals.frozen.protocols.drawn_objects import DrawnImages, random
 from train.config.frozen import FROZEN_PROTOCOLS, CubSettings
 from train.evals.datasets.annotated import UNLABELLED
 from train.evals.frozen.numerics.partitions import centre_partition, random_partition
-from train.evals.frozen.protocols.cub import match_to_bird, score_cub, segments_of
+from train.evals.frozen.protocols.cub import match_to_bird, segments_of
+from train.evals.frozen.protocols.cub import score as score_cub
 
 NAMES = {"image_mean_of_both", "image_mean_foreground", "accumulated_of_both", "accumulated_foreground"}
 LINES = {"whole_image", "centre_box", "random_of_equal_k"}
