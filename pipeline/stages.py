@@ -17,7 +17,8 @@ from pipeline.artifacts.run_files import (
     evaluation_folder,
 )
 from preprocess.config import SceneSettings, ShardSettings
-from train.config.evals import EvaluationSettings, EvalVocSettings
+from train.config.evals import EvalVocSettings
+from train.config.evaluation import EvaluationSettings
 from train.config.pretrain import PretrainSettings
 
 # What options, settings of the workflow, and variables of the Makefile or the shell are called already.
@@ -25,7 +26,7 @@ TAKEN_NAMES = frozenset(
     {
         "work", "images", "nproc", "run", "config", "set", "path", "home", "shell", "data", "shards", "out", "png",
         "init", "format", "heads", "checkpoint", "overwrite", "repair", "python", "venv", "tests", "before", "parts",
-        "n", "seed",
+        "n", "seed", "frozen", "weights", "backbone", "protocols", "features",
     }
 )  # fmt: skip
 

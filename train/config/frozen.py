@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.foundation.settings import Seed, Settings
+from train.config.evaluation import EvaluationSettings
 from train.config.numbers import Positive, Rate
 
 Annotation = Literal["labels", "objects", "boxes", "class_id"]
@@ -92,12 +93,16 @@ class ClassesSettings(ProtocolSettings):
 
 
 class CubSettings(ProtocolSettings):
-    """Unsupervised segmentation of birds (Table 3): K-means of each image, one segment matched to the bird."""
+    """Unsupervised segmentation of birds (Table 3): K-means of each image, one segment matched to the bird.
+
+    The paper states K alone. L2-normalised cells are what the method itself clusters.
+    """
 
     level: Level = "c4"
     clusters: Positive = 5
-    restarts: Positive = 10
+    restarts: Positive = Field(10, description="the one of least inertia counts")
     iterations: Positive = 50
+    normalize_features: bool = Field(True, description="L2-normalise cells before K-means")
 
 
 class AboSettings(ProtocolSettings):
@@ -150,7 +155,7 @@ class FrozenDataSettings(Settings):
     max_images: Positive | None = Field(None, description="of each list, evenly spaced; null: all")
 
 
-class EvalFrozenSettings(Settings):
+class EvalFrozenSettings(EvaluationSettings):
     """All protocols that read frozen features."""
 
     SECTION: ClassVar[str] = "eval_frozen"
