@@ -123,8 +123,11 @@ class FrozenDataSettings(Settings):
         layout: how the folder is read.
         train_list, val_list: VOC: ImageSets/Segmentation/<name>.txt; COCO: annotations/…_<name>.json; folders of
             images: their names. null: what the layout calls them.
-        train_masks, val_masks: VOC: folders of masks. null: SegmentationClassAug where there is one.
+        train_masks, val_masks: VOC: folders of masks. null: SegmentationClassAug for list trainaug, and where there is
+            no SegmentationClass.
+        objects: VOC: what an object is, all of a class in an image (Section 4.4) or an instance of SegmentationObject.
         split: CUB: ReDO's train_val_test_split.txt.
+        first_class_id: label PNGs: the number of the first class; with 1, 0 is unlabelled. null: 1 for ADE20K, else 0.
     """
 
     layout: Literal["auto", "voc", "coco", "cub", "classes", "labels", "imagenet_s"] = "auto"
@@ -132,7 +135,9 @@ class FrozenDataSettings(Settings):
     val_list: str | None = None
     train_masks: str | None = None
     val_masks: str | None = None
+    objects: Literal["classes", "instances"] = "classes"
     split: Path | None = None
+    first_class_id: Literal[0, 1] | None = None
     max_images: Positive | None = Field(None, description="of each list, evenly spaced; null: all")
 
 

@@ -1,0 +1,125 @@
+"""A folder of annotated images, whatever its layout, read and checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.foundation.errors import InputError
+from train.config.frozen import Annotation, FrozenDataSettings
+from train.evals.datasets.annotated import DataSet
+from train.evals.datasets.checked import CheckedImages
+from train.evals.datasets.found import Found, Part
+from train.evals.datasets.layouts import voc
+from train.evals.datasets.lists import require_apart, require_different
+
+FITTED = frozenset[Annotation]({"labels", "class_id"})  # what protocols fit on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One way to lay out a folder.
+
+    Attributes:
+        tree: what makes a folder one, for messages.
+        takes: the settings that it has a use for.
+        is_one: whether a folder is laid out so.
+        find: which images it holds, and what of those `needs` it has. Raises InputError.
+    """
+
+    tree: str
+    takes: frozenset[str]
+    is_one: Callable[[Path], bool]
+    find: Callable[[Path, FrozenDataSettings, frozenset[Annotation]], Found]
+
+
+LAYOUTS = {
+    "voc": Layout(
+        tree="JPEGImages",
+        takes=frozenset({"train_list", "val_list", "train_masks", "val_masks", "objects"}),
+        is_one=voc.is_voc,
+        find=voc.find_voc,
+    ),
+}
+
+
+def open_dataset(path: Path, settings: FrozenDataSettings, *, needs: frozenset[Annotation]) -> DataSet:
+    """Find out a folder's layout, and read and check every file that will be used.
+
+    Args:
+        needs: the annotations that the protocols to run need. Files that hold others are not read. Where the folder
+            has not all of them, `has` and `lacks` of the result say so.
+
+    Raises:
+        InputError: there is no such layout, a setting does not fit it, or a file is missing or wrong.
+    """
+    name = _layout_of(path) if settings.layout == "auto" else settings.layout
+    layout = LAYOUTS[name]
+    _refuse_unused(settings, name, layout)
+    found = layout.find(path, settings, needs)
+    _check_lists(found, needs)
+    notes = list(found.notes)
+    val, train = _checked(found.val, found, settings, notes), None
+    if found.train:
+        train = _checked(found.train, found, settings, notes)
+        notes += _in_both(train, val)
+    return DataSet(
+        layout=name,
+        root=found.root,
+        classes=found.classes,
+        background=found.background,
+        has=found.val.has,
+        val=val,
+        train=train,
+        train_has=found.train.has if found.train else frozenset(),
+        notes=tuple(notes),
+        lacks=found.lacks,
+    )
+
+
+def _layout_of(path: Path) -> str:
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; data must be a folder of annotated images")
+    fitting = [name for name, layout in LAYOUTS.items() if layout.is_one(path)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise InputError(f"{path} could be {' or '.join(fitting)}; say which by eval_frozen.data.layout")
+    known = "; ".join(f"{name}: {layout.tree}" for name, layout in LAYOUTS.items())
+    raise InputError(f"{path} has no layout that is known ({known})")
+
+
+def _refuse_unused(settings: FrozenDataSettings, name: str, layout: Layout) -> None:
+    always = {"layout", "max_images"}
+    for key in FrozenDataSettings.model_fields.keys() - layout.takes - always:
+        if getattr(settings, key) != FrozenDataSettings.model_fields[key].default:
+            raise InputError(f"eval_frozen.data.{key}: layout {name} has no use for it; leave it out")
+
+
+def _check_lists(found: Found, needs: frozenset[Annotation]) -> None:
+    for part in (found.val, found.train):
+        if part and not part.entries:
+            raise InputError(f"{part.where}: no image in it; {part.title} must have some")
+        if part:
+            require_different([entry.name for entry in part.entries], path=part.where)
+    if found.train and needs & FITTED:
+        train, val = ([entry.name for entry in part.entries] for part in (found.train, found.val))
+        require_apart(train, val, where=f"{found.train.where} and {found.val.where}")
+
+
+def _checked(part: Part, found: Found, settings: FrozenDataSettings, notes: list[str]) -> CheckedImages:
+    total, most = len(part.entries), settings.max_images
+    if most is not None and most < total:
+        part = replace(part, entries=tuple(part.entries[i * total // most] for i in range(most)))
+        notes.append(f"{most} of {total} images of {part.title}, evenly spaced")
+    checked = CheckedImages(part, background=found.background)
+    notes += checked.notes
+    return checked
+
+
+def _in_both(train: CheckedImages, val: CheckedImages) -> list[str]:
+    """A note on images of val whose very bytes are in train, under whatever name."""
+    fitted, scored = train.contents(), val.contents()
+    both = sorted(scored[content] for content in fitted.keys() & scored.keys())
+    return [f"{len(both)} images of val are in train too, byte by byte: {', '.join(both[:3])} …"] if both else []
