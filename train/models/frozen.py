@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.foundation.errors import InputError
-from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
 from train.models.plain_vit import is_vit, vit_tokens
 
 GROUP = 64  # images that are normalised together while batch norm's statistics are measured

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-
-from train.models.backbone import VIT_SIZES, ResNetBackbone, ViTBackbone, make_backbone
-from train.models.plain_vit import PlainViT, resized_embedding
+from train.models.backbone import ResNetBackbone, ViTBackbone
+from train.models.plain_vit import PlainViT
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 PLAIN_VITS = {"vit_s": (384, 12, 6), "vit_b": (768, 12, 12), "vit_l": (1024, 24, 16)}  # width, depth, heads

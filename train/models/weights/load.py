@@ -1,10 +1,10 @@
 """A backbone of anybody's, from a file: safe, strict, and never silently random.
 
-    from train.models.weights.load import load_backbone
+from train.models.weights.load import load_backbone
 
-    loaded = load_backbone("moco_v2_800ep_pretrain.pth.tar")
-    print(loaded.name, loaded.format, loaded.loaded, *loaded.notes, sep="\\n")
-    model = FrozenModel.of(loaded)
+loaded = load_backbone("moco_v2_800ep_pretrain.pth.tar")
+print(loaded.name, loaded.format, loaded.loaded, *loaded.notes, sep="\\n")
+model = FrozenModel.of(loaded)
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ class PassFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         begun = {"fingerprint": self.fingerprint, "arrays": _plain(specs)}
         done: dict[int, Mapping[str, int]] = {}
-        if _read_sealed(self.folder / PASS_NAME) == begun and all(_size(self._part(name)) == _file_size(s) for name, s in specs.items()):
+        has_room = all(_size(self._part(name)) == _file_size(spec) for name, spec in specs.items())
+        if has_room and _read_sealed(self.folder / PASS_NAME) == begun:
             done = self._done(specs)
         if done:
             self._keep_notes(done)
@@ -120,7 +122,7 @@ class PassFiles:
                 _write_at(descriptor, content, len(_header(spec)) + first * spec.row_bytes)
             finally:
                 os.close(descriptor)
-            sums[name] = zlib.crc32(content)
+            sums[name] = zlib.crc32(content.data)
         self._unnoted.append({"batch": batch, "checksums": sums})
 
     def note(self, rank: int) -> None:
@@ -130,8 +132,8 @@ class PassFiles:
             append_whole(self.folder / f"done-{rank}.jsonl", lines.encode())
             self._unnoted.clear()
 
-    def finish(self, specs: Mapping[str, ArraySpec]) -> None:
-        """Give the arrays their names, and write `features.json`.
+    def finish(self, specs: Mapping[str, ArraySpec]) -> str:
+        """Give the arrays their names, and write `features.json`; what only the pass needed is removed. Gives "".
 
         Raises:
             InputError: rows are missing, because the ranks do not share the folder.
@@ -154,6 +156,14 @@ class PassFiles:
             stored[name] = {"shape": list(spec.shape), "dtype": spec.dtype, "checksums": checksums}
         self._seal(stored)
         self._clear()
+        return ""
+
+    def remove(self) -> None:
+        """Remove the arrays; the folder too, where nothing else lies in it."""
+        for path in (self.folder / FEATURES_NAME, *self.folder.glob("*.npy")):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def open(self, name: str) -> np.ndarray:
         """A finished array as a memory map that cannot be written to."""
@@ -268,14 +278,14 @@ def _make_room(path: Path, spec: ArraySpec) -> None:
 
 
 def _write_at(descriptor: int, content: np.ndarray, offset: int) -> None:
-    left = memoryview(content).cast("B")
+    left = content.data.cast("B")
     while left:
         written = os.pwrite(descriptor, left, offset)
         left, offset = left[written:], offset + written
 
 
 def _sum(array: np.ndarray, rows: range) -> int:
-    return zlib.crc32(np.ascontiguousarray(array[rows.start : rows.stop]))
+    return zlib.crc32(np.ascontiguousarray(array[rows.start : rows.stop]).data)
 
 
 def _size(path: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import time
@@ -16,9 +17,9 @@ import torchvision
 from torch import Tensor
 
 from pipeline.artifacts.fingerprint import fingerprint
-from pipeline.foundation.errors import AgreedError, InputError, os_errors_named
+from pipeline.foundation.errors import InputError, os_errors_named
 from pipeline.foundation.progress import Progress, say
-from train.distributed.collectives import from_main, texts_of_all
+from train.distributed.collectives import agreed, from_main
 from train.distributed.world import World
 from train.evals.datasets.annotated import ImageList
 from train.evals.frozen.extraction.arrays import ArraySpec, PassFiles, batches_of
@@ -54,7 +55,7 @@ class FeaturePass:
         return {
             "weights": dict(self.weights),
             "backbone": self.backbone,
-            "images": {"digest": self.images.digest, "count": len(self.images.names)},
+            "images": {"digest": self.images.image_digest, "count": len(self.images.names)},
             "size": self.size,
             "dilate_c5": self.dilate_c5,
             "batch_size": self.batch_size,
@@ -109,8 +110,9 @@ def extract(
 
     with os_errors_named(folder):
         left = json.loads(from_main(lambda: _with_room(prepare, folder, specs), world))
-        _together(lambda: _compute(task, files, model, left[world.rank :: world.size], specs, note_seconds, world), world)
-        from_main(lambda: files.finish(specs) or "", world)
+        mine = left[world.rank :: world.size]
+        agreed(lambda: _compute(task, files, model, mine, specs, note_seconds, world), world)
+        from_main(lambda: files.finish(specs), world)
     return files
 
 
@@ -182,7 +184,7 @@ def _with_room(prepare: Callable[[], str], folder: Path, specs: Mapping[str, Arr
     try:
         return prepare()
     except OSError as error:
-        if error.errno != 28:
+        if error.errno != errno.ENOSPC:
             raise
     free = shutil.disk_usage(folder).free
     raise InputError(
@@ -197,19 +199,6 @@ def _say_what_comes(task: FeaturePass, files: PassFiles, specs: Mapping[str, Arr
     done = len(files.batches) - left
     begun = f"; {done} of {len(files.batches)} batches are done" if done else ""
     say(f"{task.label}: {len(task.images.names)} images, {shapes} ({task.dtype}), {need} in {files.folder}{begun}")
-
-
-def _together(work: Callable[[], None], world: World) -> None:
-    """Do a rank's share; where one of them fails by input, all raise AgreedError."""
-    told = ""
-    try:
-        work()
-    except InputError as error:
-        if world.size == 1:
-            raise
-        told = str(error)
-    if failed := [text for text in texts_of_all(told, world) if text]:
-        raise AgreedError(failed[0])
 
 
 def format_bytes(count: float) -> str:

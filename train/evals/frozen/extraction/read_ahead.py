@@ -21,7 +21,7 @@ MOST_THREADS = 16
 
 
 def read_batches(
-    images: ImageList, batches: Sequence[range], *, size: int
+    images: ImageList, batches: Sequence[Sequence[int]], *, size: int
 ) -> Iterator[UInt8[Tensor, "b 3 size size"]]:
     """The images of each batch of indices, each resized as a whole to size × size (`resized`).
 
