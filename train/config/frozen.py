@@ -130,7 +130,7 @@ class FrozenDataSettings(Settings):
         first_class_id: label PNGs: the number of the first class; with 1, 0 is unlabelled. null: 1 for ADE20K, else 0.
     """
 
-    layout: Literal["auto", "voc", "coco", "cub", "classes", "labels", "imagenet_s"] = "auto"
+    layout: Literal["auto", "voc", "coco", "cub", "cityscapes", "classes", "labels", "imagenet_s"] = "auto"
     train_list: str | None = None
     val_list: str | None = None
     train_masks: str | None = None

@@ -15,7 +15,7 @@ from pipeline.foundation.errors import InputError
 from pipeline.foundation.progress import Progress
 from train.evals.datasets.annotated import UNLABELLED, Annotated
 from train.evals.datasets.decode import decode_picture, no_foreground, read_listed
-from train.evals.datasets.found import Entry, Part
+from train.evals.datasets.found import FoundPart, ListedImage
 
 _THREADS, _AT_ONCE = 4, 64  # images that are decoded in memory
 _HASH = 32
@@ -33,7 +33,7 @@ class CheckedImages:
         InputError: a file is missing, damaged, or does not fit its image, or no image has anything to be found.
     """
 
-    def __init__(self, part: Part, *, background: int | None) -> None:
+    def __init__(self, part: FoundPart, *, background: int | None) -> None:
         self._part, self._background = part, background
         self._hashes: list[bytes] = []
         digest, counts = hashlib.sha256(), Counter[str]()
@@ -105,7 +105,7 @@ class CheckedImages:
             yield f"{total - counts[found]} of {total} images of {part.title} have {missing}"
 
 
-def _read(entry: Entry) -> tuple[bytes, Annotated]:
+def _read(entry: ListedImage) -> tuple[bytes, Annotated]:
     """The SHA-256 of name, facts and files, one after the other, and the decoded image."""
     data, contents = read_listed(entry.image), [read_listed(path) for path in entry.files]
     hashes = b"".join(hashlib.sha256(part).digest() for part in (entry.name.encode(), entry.facts, data, *contents))

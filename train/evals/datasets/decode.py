@@ -19,7 +19,7 @@ from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import open_regular
 from pipeline.foundation.pictures import VOID, voc_palette
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _JPEG_START = b"\xff\xd8"
 _OTHER_FORMATS = ("WEBP", "BMP", "TIFF")
 _FOUR_INKS = ("CMYK", "YCCK")
@@ -138,7 +138,7 @@ def no_foreground(masks: Path, count: int) -> InputError:
     """What is said of a list where no mask shows anything but background and void."""
     return InputError(
         f"{masks}: none of {count} masks shows a class, all pixels are background or void; "
-        "ids must be 1, 2, … (masks of 0 and 255 too: 255 is void)"
+        "ids must be 1, 2, … (255 is void, so masks of 0 and 255 show nothing)"
     )
 
 

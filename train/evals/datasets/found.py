@@ -17,7 +17,7 @@ Annotate = Callable[[UInt8[np.ndarray, "h w 3"], Sequence[bytes]], Annotated]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class ListedImage:
     """One image, and where its annotations are.
 
     Attributes:
@@ -34,30 +34,30 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class FoundPart:
     """The images that are for fitting, or those that are scored.
 
     Attributes:
         title: the list as people know it, for messages and notes.
         where: the file or folder that decides which images these are.
-        has: the annotations that `Entry.annotate` gives.
+        has: the annotations that `ListedImage.annotate` gives.
     """
 
     part: DataPart
     title: str
     where: Path
-    entries: tuple[Entry, ...]
+    entries: tuple[ListedImage, ...]
     has: frozenset[Annotation]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class FoundData:
     """A folder of a known layout. `lacks` has no annotation that `val.has` has."""
 
     root: Path
     classes: tuple[str, ...]
     background: int | None
-    val: Part
-    train: Part | None = None
+    val: FoundPart
+    train: FoundPart | None = None
     notes: tuple[str, ...] = ()
     lacks: Mapping[Annotation, str] = field(default_factory=dict)

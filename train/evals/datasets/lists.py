@@ -12,7 +12,7 @@ CLASSES_NAME = "classes.txt"
 MOST_CLASSES = 2**15 - 1  # that the labels of an image can tell apart
 
 
-def read_lines(path: Path, *, purpose: str) -> list[str]:
+def read_text_lines(path: Path, *, purpose: str) -> list[str]:
     """The lines of a text that are not empty, without spaces at their ends, line ends of any kind and a BOM.
 
     Args:
@@ -30,7 +30,7 @@ def read_lines(path: Path, *, purpose: str) -> list[str]:
 def read_pairs(path: Path, *, purpose: str) -> dict[str, str]:
     """Lines of an id and what belongs to it, by id. Raises InputError where a line is none, or an id comes twice."""
     found: dict[str, str] = {}
-    for line in read_lines(path, purpose=purpose):
+    for line in read_text_lines(path, purpose=purpose):
         key, _, value = line.partition(" ")
         if not value.strip():
             raise InputError(f"{path}: '{line:.60}' is no line of {purpose}; put that right")
@@ -64,7 +64,7 @@ def require_different(names: Sequence[str], *, path: Path) -> None:
         seen.add(name)
 
 
-def require_apart(train: Sequence[str], val: Sequence[str], *, where: str) -> None:
+def require_disjoint(train: Sequence[str], val: Sequence[str], *, where: str) -> None:
     """Raises InputError where an image is in both lists; `where` names them."""
     both = sorted(set(train) & set(val))
     if both:
@@ -74,7 +74,7 @@ def require_apart(train: Sequence[str], val: Sequence[str], *, where: str) -> No
 
 def read_class_names(path: Path, *, least: int, most: int, order: str) -> tuple[str, ...]:
     """Names of classes, one a line. Raises InputError where there are too few or too many, or two are equal."""
-    names = read_lines(path, purpose=f"one class name a line, {order}")
+    names = read_text_lines(path, purpose=f"one class name a line, {order}")
     if not least <= len(names) <= most or len(set(names)) < len(names):
         raise InputError(f"{path} must hold {least} to {most} different class names, one a line, {order}")
     return tuple(names)

@@ -10,15 +10,17 @@ from pipeline.foundation.errors import InputError
 from train.config.frozen import Annotation, DataPart, FrozenDataSettings
 from train.evals.datasets.annotated import DataSet
 from train.evals.datasets.checked import CheckedImages
-from train.evals.datasets.found import Found, Part
-from train.evals.datasets.layouts import voc
-from train.evals.datasets.lists import require_apart, require_different
+from train.evals.datasets.found import FoundData, FoundPart
+from train.evals.datasets.layouts import cityscapes, class_folders, coco, cub, imagenet_s, label_pngs, voc
+from train.evals.datasets.lists import require_different, require_disjoint
 
 FITTED = frozenset[Annotation]({"labels", "class_id"})  # what protocols fit on
+_LAST = "classes"  # folders with images in them, which other layouts have too
+_LISTS = frozenset({"train_list", "val_list"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class DataLayout:
     """One way to lay out a folder.
 
     Attributes:
@@ -31,15 +33,38 @@ class Layout:
     tree: str
     takes: frozenset[str]
     is_one: Callable[[Path], bool]
-    find: Callable[[Path, FrozenDataSettings, frozenset[Annotation]], Found]
+    find: Callable[[Path, FrozenDataSettings, frozenset[Annotation]], FoundData]
 
 
 LAYOUTS = {
-    "voc": Layout(
+    "voc": DataLayout(
         tree="JPEGImages",
-        takes=frozenset({"train_list", "val_list", "train_masks", "val_masks", "objects"}),
+        takes=_LISTS | {"train_masks", "val_masks", "objects"},
         is_one=voc.is_voc,
         find=voc.find_voc,
+    ),
+    "coco": DataLayout(tree="annotations/instances_….json", takes=_LISTS, is_one=coco.is_coco, find=coco.find_coco),
+    "cub": DataLayout(tree="images.txt", takes=frozenset({"split"}), is_one=cub.is_cub, find=cub.find_cub),
+    "imagenet_s": DataLayout(
+        tree="validation-segmentation",
+        takes=_LISTS,
+        is_one=imagenet_s.is_imagenet_s,
+        find=imagenet_s.find_imagenet_s,
+    ),
+    "cityscapes": DataLayout(
+        tree="leftImg8bit and gtFine", takes=_LISTS, is_one=cityscapes.is_cityscapes, find=cityscapes.find_cityscapes
+    ),
+    "labels": DataLayout(
+        tree="images, annotations and classes.txt",
+        takes=_LISTS | {"first_class_id"},
+        is_one=label_pngs.is_label_pngs,
+        find=label_pngs.find_label_pngs,
+    ),
+    "classes": DataLayout(
+        tree="folders of images, or train and val of such",
+        takes=_LISTS,
+        is_one=class_folders.is_class_folders,
+        find=class_folders.find_classes,
     ),
 }
 
@@ -83,7 +108,7 @@ def open_dataset(path: Path, settings: FrozenDataSettings, *, needs: frozenset[A
 
 
 def _digests(
-    found: Found, val: CheckedImages, train: CheckedImages | None, settings: FrozenDataSettings
+    found: FoundData, val: CheckedImages, train: CheckedImages | None, settings: FrozenDataSettings
 ) -> dict[DataPart, str]:
     """By part, the digest of what is found for one annotation alone."""
     digests: dict[DataPart, str] = {"val": val.digest_of(_chosen(found.val, settings).entries)}
@@ -95,7 +120,9 @@ def _digests(
 def _layout_of(path: Path) -> str:
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; data must be a folder of annotated images")
-    fitting = [name for name, layout in LAYOUTS.items() if layout.is_one(path)]
+    fitting = [name for name, layout in LAYOUTS.items() if name != _LAST and layout.is_one(path)]
+    if not fitting and LAYOUTS[_LAST].is_one(path):
+        return _LAST
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -104,14 +131,14 @@ def _layout_of(path: Path) -> str:
     raise InputError(f"{path} has no layout that is known ({known})")
 
 
-def _refuse_unused(settings: FrozenDataSettings, name: str, layout: Layout) -> None:
+def _refuse_unused(settings: FrozenDataSettings, name: str, layout: DataLayout) -> None:
     always = {"layout", "max_images"}
     for key in FrozenDataSettings.model_fields.keys() - layout.takes - always:
         if getattr(settings, key) != FrozenDataSettings.model_fields[key].default:
             raise InputError(f"eval_frozen.data.{key}: layout {name} has no use for it; leave it out")
 
 
-def _check_lists(found: Found, needs: frozenset[Annotation]) -> None:
+def _check_lists(found: FoundData, needs: frozenset[Annotation]) -> None:
     for part in (found.val, found.train):
         if part and not part.entries:
             raise InputError(f"{part.where}: no image in it; {part.title} must have some")
@@ -119,10 +146,10 @@ def _check_lists(found: Found, needs: frozenset[Annotation]) -> None:
             require_different([entry.name for entry in part.entries], path=part.where)
     if found.train and needs & FITTED:
         train, val = ([entry.name for entry in part.entries] for part in (found.train, found.val))
-        require_apart(train, val, where=f"{found.train.where} and {found.val.where}")
+        require_disjoint(train, val, where=f"{found.train.where} and {found.val.where}")
 
 
-def _checked(part: Part, found: Found, settings: FrozenDataSettings, notes: list[str]) -> CheckedImages:
+def _checked(part: FoundPart, found: FoundData, settings: FrozenDataSettings, notes: list[str]) -> CheckedImages:
     total, part = len(part.entries), _chosen(part, settings)
     if len(part.entries) < total:
         notes.append(f"{len(part.entries)} of {total} images of {part.title}, evenly spaced")
@@ -131,7 +158,7 @@ def _checked(part: Part, found: Found, settings: FrozenDataSettings, notes: list
     return checked
 
 
-def _chosen(part: Part, settings: FrozenDataSettings) -> Part:
+def _chosen(part: FoundPart, settings: FrozenDataSettings) -> FoundPart:
     """At most as many images as are wanted, evenly spaced."""
     total, most = len(part.entries), settings.max_images
     if most is None or most >= total:

@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.pictures import VOID
 from train.evals.datasets.decode import (
-    IMAGE_SUFFIXES,
+    PICTURE_SUFFIXES,
     check_ids,
     check_same_size,
     decode_ids,
@@ -30,7 +30,7 @@ from train.evals.datasets.decode import (
     no_foreground,
     read_listed,
 )
-from train.evals.datasets.lists import CLASSES_NAME, read_class_names, read_lines, require_different, require_name
+from train.evals.datasets.lists import CLASSES_NAME, read_class_names, read_text_lines, require_different, require_name
 from train.evals.segmentation.augment import LabelledImage
 
 IMAGE_FOLDER, MASK_FOLDER, LIST_FOLDER = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
@@ -79,7 +79,7 @@ class VocFolder:
             InputError: missing, empty, one twice, one that leads elsewhere, a line that could mean something else.
         """
         path = self.list_file(list_name)
-        lines = read_lines(path, purpose="one image name a line, without suffix")
+        lines = read_text_lines(path, purpose="one image name a line, without suffix")
         if not lines:
             raise InputError(f"{path} is empty; it must hold one image name a line, without suffix")
         names = [self._name_of(line, path, masks) for line in lines]
@@ -99,7 +99,7 @@ class VocFolder:
         if _MAIN_LINE.fullmatch(name) and not find_image(folder, name).is_file():
             raise InputError(f"{path}: '{name:.60}' is a name and a flag, as in ImageSets/Main; list names alone")
         stem, suffix = os.path.splitext(name)
-        if suffix.lower() in IMAGE_SUFFIXES and not find_image(folder, name).is_file() and (folder / name).is_file():
+        if suffix.lower() in PICTURE_SUFFIXES and not find_image(folder, name).is_file() and (folder / name).is_file():
             return stem
         return name
 

@@ -12,7 +12,7 @@ from pipeline.foundation.pictures import VOID
 from train.config.frozen import Annotation, DataPart, FrozenDataSettings
 from train.evals.datasets.annotated import Annotated
 from train.evals.datasets.decode import check_ids, check_same_size, decode_ids
-from train.evals.datasets.found import Entry, Found, Part
+from train.evals.datasets.found import FoundData, FoundPart, ListedImage
 from train.evals.datasets.label_maps import labels_of_ids, objects_of_classes, objects_of_instances
 from train.evals.datasets.layouts.voc_boxes import boxes_of_voc
 from train.evals.segmentation.voc_folder import IMAGE_FOLDER, MASK_FOLDER, VocFolder
@@ -27,7 +27,7 @@ def is_voc(path: Path) -> bool:
     return any((root / IMAGE_FOLDER).is_dir() for root in (path, path / "VOC2012", path / "VOCdevkit" / "VOC2012"))
 
 
-def find_voc(path: Path, settings: FrozenDataSettings, needs: frozenset[Annotation]) -> Found:
+def find_voc(path: Path, settings: FrozenDataSettings, needs: frozenset[Annotation]) -> FoundData:
     """Lists, masks and boxes. Raises InputError where a list cannot be read or names what is no name."""
     folder = VocFolder.open(path)
     has, lacks = _has(folder, settings, needs)
@@ -46,7 +46,7 @@ def find_voc(path: Path, settings: FrozenDataSettings, needs: frozenset[Annotati
         notes.append("objects are " + ("instances of SegmentationObject" if instances else "classes of an image"))
     if "boxes" in has:
         notes.append("boxes marked difficult or truncated count, as in LOST")
-    return Found(
+    return FoundData(
         root=folder.root,
         classes=folder.classes,
         background=BACKGROUND,
@@ -89,7 +89,7 @@ def _val_masks(folder: VocFolder, settings: FrozenDataSettings) -> str:
 
 def _part(
     folder: VocFolder, part: DataPart, list_name: str, masks: str, has: frozenset[Annotation], *, instances: bool
-) -> Part:
+) -> FoundPart:
     entries = []
     for name in folder.names(list_name, masks=masks if has & {"labels", "objects"} else None):
         file = folder.file(name, masks=masks)
@@ -101,9 +101,9 @@ def _part(
             num_classes=len(folder.classes),
             has=has,
         )
-        entries.append(Entry(name=name, image=file.image, files=needed.paths, annotate=needed.annotate))
+        entries.append(ListedImage(name=name, image=file.image, files=needed.paths, annotate=needed.annotate))
     where = folder.list_file(list_name)
-    return Part(part=part, title=list_name, where=where, entries=tuple(entries), has=has)
+    return FoundPart(part=part, title=list_name, where=where, entries=tuple(entries), has=has)
 
 
 @dataclass(frozen=True, kw_only=True)
