@@ -83,12 +83,16 @@ class ClassesSettings(ProtocolSettings):
 
 
 class CubSettings(ProtocolSettings):
-    """Unsupervised segmentation of birds (Table 3): K-means of each image, one segment matched to the bird."""
+    """Unsupervised segmentation of birds (Table 3): K-means of each image, one segment matched to the bird.
+
+    The paper states K alone. L2-normalised cells are what the method itself clusters.
+    """
 
     level: Level = "c4"
     clusters: Positive = 5
-    restarts: Positive = 10
+    restarts: Positive = Field(10, description="the one of least inertia counts")
     iterations: Positive = 50
+    normalize_features: bool = Field(True, description="L2-normalise cells before K-means")
 
 
 class AboSettings(ProtocolSettings):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pipeline.artifacts.manifest import Manifest
 from pipeline.artifacts.sample import IMAGE_MEMBER, SampleMeta
 from pipeline.foundation.errors import InputError
+from pipeline.foundation.pictures import VOID
 from train.config.pretrain import PretrainSettings
 from train.data.augment import normalize
 from train.data.resize import resized
@@ -22,8 +23,9 @@ from train.data.shards.reader import RawSample, ShardReader
 from train.data.views import decode_labels, decode_pixels
 from train.distributed.collectives import gather_rows, texts_of_all
 from train.distributed.world import World
-from train.evals.frozen.abo import best_overlaps
+from train.evals.datasets.annotated import UNLABELLED
 from train.evals.frozen.knn import knn_top1
+from train.evals.frozen.numerics.overlap import best_overlaps, common_pixels
 from train.evals.segmentation.voc_folder import VocFolder
 from train.r2o.kmeans import seeding_uniforms
 from train.r2o.masks import grid_label_map, grid_of
@@ -84,7 +86,7 @@ class Probe:
             regions = grid_label_map(rows, columns, like=images[:, 0].int())
             refined = model.refine(normalize(images), regions, uniforms.to(self._world.device)).cpu().numpy()
             labels = masked.labels[group * size : (group + 1) * size]
-            overlaps += [best_overlaps(*pair) for pair in zip(refined, labels, strict=True)]
+            overlaps += [best_overlaps(common_pixels(*pair)) for pair in zip(refined, labels, strict=True)]
         return np.concatenate(overlaps)
 
 
@@ -101,7 +103,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class _Masked(NamedTuple):
-    """Images uint8 (n, 3, s, s), whole clustering groups, and their labels, uint8 (H, W) each."""
+    """Images uint8 (n, 3, s, s), whole clustering groups, and their labels, int16 (H, W) each, void UNLABELLED."""
 
     images: Tensor
     labels: list[np.ndarray]
@@ -180,8 +182,14 @@ def _read_masked(settings: PretrainSettings) -> _Masked:
     chosen = [names[place * len(names) // count] for place in range(count)]
     samples = [folder.file(name).read(len(folder.classes))[0] for name in chosen]
     return _Masked(
-        _stacked([_whole(one.image, settings) for one in samples], settings), [one.labels for one in samples]
+        _stacked([_whole(one.image, settings) for one in samples], settings),
+        [_with_void(one.labels) for one in samples],
     )
+
+
+def _with_void(labels: np.ndarray) -> np.ndarray:
+    """VOC's labels as int16, void as UNLABELLED."""
+    return np.where(labels == VOID, np.int16(UNLABELLED), labels.astype(np.int16))
 
 
 def _whole(pixels: np.ndarray, settings: PretrainSettings) -> Tensor:

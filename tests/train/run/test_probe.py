@@ -20,7 +20,7 @@ from pipeline.artifacts.manifest import Manifest
 from pipeline.foundation.errors import InputError
 from preprocess.config import SceneSettings
 from preprocess.demo.make_scenes import make_scenes
-from tests.train.evals.frozen.test_abo import overlaps_by_hand
+from tests.train.evals.frozen.numerics.test_overlap import overlaps_by_hand
 from tests.train.evals.frozen.test_knn import sklearn_top1
 from train.config.pretrain import PretrainSettings
 from train.data.shards.open import open_shards
@@ -136,7 +136,7 @@ def test_the_figure_is_of_refinement_as_in_training(shards: Path, voc: Path) -> 
         ).numpy()
         for name, masks in zip(chosen, refined, strict=True):
             labels = np.asarray(Image.open(folder / "SegmentationClass" / f"{name}.png"))
-            overlaps += overlaps_by_hand(masks.repeat(16, 0).repeat(16, 1), labels)
+            overlaps += overlaps_by_hand(masks.repeat(16, 0).repeat(16, 1), labels, void=255)
     assert figures["abo"] == pytest.approx(np.mean(overlaps))
     assert 0.1 < figures["abo"] < 0.9
 
