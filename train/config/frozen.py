@@ -57,12 +57,22 @@ class ContextSettings(ProtocolSettings):
 
 
 class OverclusteringSettings(ProtocolSettings):
-    """Overclustering (Ziegler and Asano 2022, Leopart): K-means of the cells of val, clusters matched to classes."""
+    """Overclustering (Ziegler and Asano 2022, Leopart): K-means of the cells of val, clusters matched to classes.
+
+    Attributes:
+        pca: principal components of the standardised channels that are kept.
+        restarts: of K-means; the least inertia wins.
+        rows_per_cluster: centres are fitted to so many cells a cluster at most, as faiss does.
+        score_size: clusters and labels are compared at score_size × score_size pixels.
+    """
 
     seeds: Seeds = (0, 1, 2, 3, 4)
     pca: Positive | None = 50
     clusters: Positive = 500
-    iterations: Positive = 50
+    iterations: Positive = 100
+    restarts: Positive = 5
+    rows_per_cluster: Positive = 256
+    score_size: Positive = 100
 
 
 class DiscoverySettings(ProtocolSettings):
