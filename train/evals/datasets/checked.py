@@ -64,7 +64,7 @@ class CheckedImages:
         """As `digest`, of the images without their annotations."""
         return self.digest_of([replace(entry, files=(), facts=b"") for entry in self._part.entries])
 
-    def digest_of(self, entries: Sequence[FoundImage]) -> str:
+    def digest_of(self, entries: Sequence[ListedImage]) -> str:
         """The digest of these images with other annotations; of the files only those that are new are read."""
         known: dict[Path, bytes] = {}
         for entry, hashes in zip(self._part.entries, self._hashes, strict=True):

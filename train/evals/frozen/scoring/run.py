@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torchvision
 
-from pipeline.artifacts.run_files import PREDICTIONS_NAME
+from pipeline.artifacts.run_files import PREDICTIONS_NAME, SUMMARY_NAME
 from pipeline.artifacts.scores import SCORES_NAME, Scores, read_scores, score_of, write_scores
 from pipeline.foundation.files import write_atomic
 from pipeline.foundation.locks import only_holder
@@ -62,6 +62,16 @@ class Scoring:
                 held.enter_context(only_holder(folder / LOCK_NAME, otherwise=busy))
             self._passes.lead(self._score_all)
 
+    def kept_features(self) -> str:
+        """How much the passes that were read take on disk; empty where none was."""
+        taken = sum(path.stat().st_size for files in self.used.values() for path in files.folder.glob("*.npy"))
+        return format_bytes(taken) if taken else ""
+
+    def remove_features(self) -> None:
+        """Remove the passes that were read."""
+        for files in self.used.values():
+            files.remove()
+
     def _score_all(self) -> None:
         self._set_aside()
         cells = self._of.cells
@@ -69,6 +79,8 @@ class Scoring:
             if (scores := self._finished(cell)) is not None:
                 self.scores[cell] = scores
         self._pending = [cell for cell in cells if cell not in self.scores]
+        if self._pending:
+            (self._of.out / SUMMARY_NAME).unlink(missing_ok=True)
         if self.scores:
             say(f"{len(self.scores)} of {len(cells)} results are finished and unchanged")
         self._say_disk()
