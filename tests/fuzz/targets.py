@@ -33,8 +33,9 @@ from train.engine.checkpoint import read_checkpoint
 from train.evals.segmentation.voc_folder import VocFolder
 from train.evals.trials import Outcome, Trial, TrialSet
 from train.models.backbone import make_backbone
-from train.models.backbone_file import ExportedBackbone, load_backbone, save_backbone
-from train.models.formats import load_init, to_format, write_weights
+from train.models.backbone_file import ExportedBackbone, read_backbone, save_backbone
+from train.models.formats import to_format, write_weights
+from train.models.weights.init import load_init
 from train.run.folder import RunFolder, read_record, run_settings
 
 
@@ -167,7 +168,7 @@ def backbone(root: Path) -> Target:
     torch.manual_seed(0)
     path = root / "backbone.pt"
     save_backbone(path, make_backbone("resnet18"), name="resnet18", fingerprint="f" * 64)
-    return Target(path, lambda: vars(load_backbone(path)))
+    return Target(path, lambda: vars(read_backbone(path)))
 
 
 def exported(root: Path) -> Target:

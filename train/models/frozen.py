@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.foundation.errors import InputError
+from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, ViTBackbone
 from train.models.plain_vit import is_vit, vit_tokens
+from train.models.weights.form import BACKBONES, form_named
 
 GROUP = 64  # images that are normalised together while batch norm's statistics are measured
 
@@ -57,11 +59,11 @@ class FrozenModel(nn.Module):
         if not is_vit(self.backbone):
             c4, c5 = self.backbone(x)
             return FrozenFeatures(c4, c5, c5.mean((2, 3)))
-        tokens = vit_tokens(self.backbone, x)
-        if not hasattr(self.backbone, "c4_layer"):
-            return FrozenFeatures(tokens.grid, tokens.grid, tokens.class_token)
-        c4 = self.backbone.c4_layer(tokens.grid)
-        return FrozenFeatures(c4, self.backbone.c5_layer(c4), tokens.class_token)
+        class_token, grid = vit_tokens(self.backbone, x)
+        if not isinstance(self.backbone, ViTBackbone):
+            return FrozenFeatures(grid, grid, class_token)
+        c4 = self.backbone.c4_layer(grid)
+        return FrozenFeatures(c4, self.backbone.c5_layer(c4), class_token)
 
 
 def random_model(name: str, *, seed: int, dilate_c5: bool = False, own_layers: bool = False) -> FrozenModel:
@@ -70,8 +72,15 @@ def random_model(name: str, *, seed: int, dilate_c5: bool = False, own_layers: b
     Args:
         name: as `LoadedBackbone.name`: resnet18 … resnet152, vit_s_16, vit_b_16, vit_l_16.
         own_layers: of a ViT, with R2O's layers of C4 and C5, as `LoadedBackbone.own_layers` says.
+    Raises:
+        InputError: no such backbone, or `dilate_c5` of a ViT.
     """
-    raise NotImplementedError
+    if name not in BACKBONES:
+        raise InputError(f"no backbone {name!r}; there are {', '.join(BACKBONES)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = form_named(name, own_layers=own_layers).build(dilate_c5=dilate_c5)
+    return FrozenModel(backbone, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def set_batch_norm_statistics(model: FrozenModel, batches: Iterable[UInt8[Tensor, "b 3 h w"]]) -> int:

@@ -65,7 +65,7 @@ def vit_tokens(model: VisionTransformer, images: Float[Tensor, "b 3 h w"]) -> To
 def resized_embedding(embedding: Float[Tensor, "1 n d"], grid: tuple[int, int]) -> Float[Tensor, "1 m d"]:
     """A position embedding of a class token and a square grid, for another grid.
 
-    Bicubic with antialiasing, as timm's `resample_abs_pos_embed`; the class token's stays. An equal grid changes nothing.
+    Bicubic with antialiasing, as timm's `resample_abs_pos_embed`; the class token's stays, and so does an equal grid.
 
     Args:
         grid: its rows and columns.

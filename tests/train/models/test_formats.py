@@ -14,7 +14,8 @@ from pipeline.foundation.errors import InputError
 from pipeline.verbs.training import EXPORT_FORMATS
 from train.models.backbone import Backbone, build_backbone
 from train.models.backbone_file import save_backbone
-from train.models.formats import FORMATS, load_init, names_in, to_format, write_weights
+from train.models.formats import FORMATS, names_in, to_format, write_weights
+from train.models.weights.init import load_init
 
 ROOT = Path(__file__).parents[3]
 TABLES = Path(__file__).with_name("format_keys")
