@@ -26,7 +26,8 @@ _FOUR_INKS = ("CMYK", "YCCK")
 _COLOURS = ("RGB", "RGBA", "LA", "PA")
 _DEPTH_AT, _COLOUR_AT = 24, 25  # of a PNG's header, in bytes
 _GREY = 0
-_ALL_COLOURS = {tuple(colour) for colour in voc_palette().tolist()}
+_VOC_PALETTE = voc_palette()
+_ALL_COLOURS = {tuple(colour) for colour in _VOC_PALETTE.tolist()}
 _REPLACE = "replace it or take it off the list"
 
 
@@ -184,10 +185,10 @@ def _refuse_renumbered(path: Path, ids: np.ndarray, mask: Image.Image) -> None:
     palette = np.array(mask.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
     used = np.flatnonzero(np.bincount(ids.ravel(), minlength=1))
     used = used[used < len(palette)]
-    if np.array_equal(palette[used], voc_palette()[used]):
+    if np.array_equal(palette[used], _VOC_PALETTE[used]):
         return
     if all(tuple(colour) in _ALL_COLOURS for colour in palette[used].tolist()):
-        wrong = next(i for i in used.tolist() if (palette[i] != voc_palette()[i]).any())
+        wrong = next(i for i in used.tolist() if (palette[i] != _VOC_PALETTE[i]).any())
         raise InputError(
             f"{path}: its palette has VOC's colours in another order (id {wrong} is {tuple(palette[wrong].tolist())}), "
             "so a program renumbered its ids; save it with VOC's palette"

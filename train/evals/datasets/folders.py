@@ -51,9 +51,8 @@ def _files(folder: Path, above: tuple[tuple[int, int], ...]) -> list[Path]:
         place = (status.st_dev, status.st_ino)
         if place in above:
             raise InputError(f"{folder} is a link to a folder above it; remove it")
-        found: list[Path] = []
-        for one in os.scandir(folder):
-            found += _files(folder / one.name, (*above, place)) if one.is_dir() else [folder / one.name]
-        return found
+        with os.scandir(folder) as listing:
+            inside = [(folder / one.name, one.is_dir()) for one in listing]
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror}; put that right") from None
+    return [file for path, is_folder in inside for file in (_files(path, (*above, place)) if is_folder else [path])]

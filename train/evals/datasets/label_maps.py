@@ -16,25 +16,19 @@ def labels_of_ids(ids: Integer[np.ndarray, "h w"], *, void: int, first: int = 0)
 
 def objects_of_classes(labels: Int16[np.ndarray, "h w"], *, background: int | None) -> Objects:
     """Every class of an image as one object, in the order of class ids; `background` is none (Section 4.4)."""
-    present = np.unique(labels)
-    classes = [int(c) for c in present if c not in (background, UNLABELLED)]
-    return objects_of_ids(labels, {c: c for c in classes})
+    present = np.flatnonzero(np.bincount(labels.ravel())).tolist()
+    return objects_of_ids(labels, {c: c for c in present if c not in (background, UNLABELLED)})
 
 
 def objects_of_ids(ids: Integer[np.ndarray, "h w"], classes: dict[int, int]) -> Objects:
-    """Objects from a map of any ids. Object i is the i-th of `classes`: its id in the map → its class.
+    """Objects from a map of ids 0 … UNLABELLED. Object i is the i-th of `classes`: its id in the map → its class.
 
     Pixels of other ids are of no object; UNLABELLED ones stay so.
     """
-    known = np.array(sorted(classes), dtype=np.int64)
-    numbers = np.zeros(ids.shape, dtype=np.int16)
-    if known.size:
-        place = np.minimum(np.searchsorted(known, ids), known.size - 1)
-        order = {value: i + 1 for i, value in enumerate(classes)}
-        rank = np.array([order[value] for value in known.tolist()], dtype=np.int16)
-        numbers = np.where(known[place] == ids, rank[place], 0).astype(np.int16)
-    if UNLABELLED not in classes:
-        numbers[ids == UNLABELLED] = UNLABELLED
+    number_of = np.zeros(UNLABELLED + 1, dtype=np.int16)
+    number_of[list(classes)] = np.arange(1, len(classes) + 1)
+    number_of[UNLABELLED] = UNLABELLED
+    numbers: np.ndarray = number_of[ids]
     return Objects(numbers, tuple(classes.values()))
 
 

@@ -44,13 +44,8 @@ def read_pairs(path: Path, *, purpose: str) -> dict[str, str]:
 
 def require_name(name: str, *, path: Path, below: str) -> str:
     """`name` itself. Raises InputError where it leads out of the folder `below`; `path` is the file that lists it."""
-    if (
-        not name
-        or "\0" in name
-        or name.startswith("/")
-        or re.match("[A-Za-z]:", name)
-        or ".." in re.split(r"[/\\]", name)
-    ):
+    parts = re.split(r"[/\\]", name)
+    if not parts[0] or parts[0].endswith(":") or ".." in parts or "\0" in name:
         raise InputError(f"{path} lists {name!r}, which is no name below {below}; remove it")
     return name
 

@@ -170,4 +170,5 @@ def _in_both(train: CheckedImages, val: CheckedImages) -> list[str]:
     """A note on images of val whose very bytes are in train, under whatever name."""
     fitted, scored = train.contents(), val.contents()
     both = sorted(scored[content] for content in fitted.keys() & scored.keys())
-    return [f"{len(both)} images of val are in train too, byte by byte: {', '.join(both[:3])} …"] if both else []
+    shown = ", ".join(both[:3]) + (" …" if len(both) > 3 else "")
+    return [f"{len(both)} images of val are in train too, byte by byte: {shown}"] if both else []

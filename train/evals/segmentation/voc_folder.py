@@ -21,7 +21,6 @@ import numpy as np
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.pictures import VOID
 from train.evals.datasets.decode import (
-    PICTURE_SUFFIXES,
     check_ids,
     check_same_size,
     decode_ids,
@@ -98,10 +97,9 @@ class VocFolder:
         folder = self.root / IMAGE_FOLDER
         if _MAIN_LINE.fullmatch(name) and not find_image(folder, name).is_file():
             raise InputError(f"{path}: '{name:.60}' is a name and a flag, as in ImageSets/Main; list names alone")
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in PICTURE_SUFFIXES and not find_image(folder, name).is_file() and (folder / name).is_file():
-            return stem
-        return name
+        stem, _ = os.path.splitext(name)
+        listed = folder / name  # with its suffix
+        return stem if find_image(folder, stem) == listed and listed.is_file() else name
 
     def file(self, name: str, *, masks: str = MASK_FOLDER) -> VocFile:
         """Where an image and its mask lie."""
