@@ -185,6 +185,7 @@ class FrozenProtocol:
         needs: annotations of `val`; of `train` too, where `fits`.
         fits: whether it fits on `train`.
         headline: the score that tables show.
+        layouts: of the data that it is meant for; on others it is run where somebody asks for it. Empty: all.
     """
 
     name: str
@@ -193,6 +194,7 @@ class FrozenProtocol:
     needs: Annotation
     fits: bool
     headline: str
+    layouts: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -220,7 +222,13 @@ FROZEN_PROTOCOLS = {
             name="classes", version=1, title="classification", needs="class_id", fits=True, headline="linear"
         ),
         FrozenProtocol(
-            name="cub", version=1, title="birds (Table 3)", needs="objects", fits=False, headline="image_mean_of_both"
+            name="cub",
+            version=1,
+            title="birds (Table 3)",
+            needs="objects",
+            fits=False,
+            headline="image_mean_of_both",
+            layouts=("cub",),
         ),
         FrozenProtocol(
             name="abo", version=1, title="best overlap (Figure 3)", needs="objects", fits=False, headline="over_objects"

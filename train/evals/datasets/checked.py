@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -56,6 +58,24 @@ class CheckedImages:
             beside = " or its annotation" if entry.files else ""
             raise InputError(f"{entry.image}{beside} changed since it was first read; run the same command again")
         return sample
+
+    @property
+    def image_digest(self) -> str:
+        """As `digest`, of the images without their annotations."""
+        return self.digest_of([replace(entry, files=(), facts=b"") for entry in self._part.entries])
+
+    def digest_of(self, entries: Sequence[ListedImage]) -> str:
+        """The digest of these images with other annotations; of the files only those that are new are read."""
+        known: dict[Path, bytes] = {}
+        for entry, hashes in zip(self._part.entries, self._hashes, strict=True):
+            for place, path in enumerate((entry.image, *entry.files), start=2):
+                known[path] = hashes[place * _HASH : (place + 1) * _HASH]
+        digest = hashlib.sha256()
+        for entry in entries:
+            digest.update(hashlib.sha256(entry.name.encode()).digest() + hashlib.sha256(entry.facts).digest())
+            for path in (entry.image, *entry.files):
+                digest.update(known.get(path) or hashlib.sha256(read_listed(path)).digest())
+        return digest.hexdigest()
 
     def contents(self) -> dict[bytes, str]:
         """SHA-256 of each image's file → its name."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.foundation.errors import InputError
-from train.config.frozen import Annotation, FrozenDataSettings
+from train.config.frozen import Annotation, DataPart, FrozenDataSettings
 from train.evals.datasets.annotated import DataSet
 from train.evals.datasets.checked import CheckedImages
 from train.evals.datasets.found import FoundData, FoundPart
@@ -100,7 +100,21 @@ def open_dataset(path: Path, settings: FrozenDataSettings, *, needs: frozenset[A
         train_has=found.train.has if found.train else frozenset(),
         notes=tuple(notes),
         lacks=found.lacks,
+        digests={
+            need: _digests(layout.find(path, settings, frozenset({need})), val, train, settings)
+            for need in sorted(found.val.has)
+        },
     )
+
+
+def _digests(
+    found: FoundData, val: CheckedImages, train: CheckedImages | None, settings: FrozenDataSettings
+) -> dict[DataPart, str]:
+    """By part, the digest of what is found for one annotation alone."""
+    digests: dict[DataPart, str] = {"val": val.digest_of(_chosen(found.val, settings).entries)}
+    if train and found.train:
+        digests["train"] = train.digest_of(_chosen(found.train, settings).entries)
+    return digests
 
 
 def _layout_of(path: Path) -> str:
@@ -136,13 +150,20 @@ def _check_lists(found: FoundData, needs: frozenset[Annotation]) -> None:
 
 
 def _checked(part: FoundPart, found: FoundData, settings: FrozenDataSettings, notes: list[str]) -> CheckedImages:
-    total, most = len(part.entries), settings.max_images
-    if most is not None and most < total:
-        part = replace(part, entries=tuple(part.entries[i * total // most] for i in range(most)))
-        notes.append(f"{most} of {total} images of {part.title}, evenly spaced")
+    total, part = len(part.entries), _chosen(part, settings)
+    if len(part.entries) < total:
+        notes.append(f"{len(part.entries)} of {total} images of {part.title}, evenly spaced")
     checked = CheckedImages(part, background=found.background)
     notes += checked.notes
     return checked
+
+
+def _chosen(part: FoundPart, settings: FrozenDataSettings) -> FoundPart:
+    """At most as many images as are wanted, evenly spaced."""
+    total, most = len(part.entries), settings.max_images
+    if most is None or most >= total:
+        return part
+    return replace(part, entries=tuple(part.entries[i * total // most] for i in range(most)))
 
 
 def _in_both(train: CheckedImages, val: CheckedImages) -> list[str]:
