@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pipeline.config import code_version
 from pipeline.foundation.errors import exit_code_of
-from pipeline.verbs import shards, training, workflow
+from pipeline.verbs import results, shards, training, workflow
 from pipeline.verbs.arguments import Parser, with_config
 
 
@@ -31,6 +31,7 @@ def parser() -> Parser:
     shards.add_verbs(verbs, of_stage)
     training.add_verbs(verbs, of_stage)
     workflow.add_verbs(verbs)
+    results.add_verbs(verbs)
     return made
 
 

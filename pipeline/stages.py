@@ -25,7 +25,7 @@ TAKEN_NAMES = frozenset(
     {
         "work", "images", "nproc", "run", "config", "set", "path", "home", "shell", "data", "shards", "out", "png",
         "init", "format", "heads", "checkpoint", "overwrite", "repair", "python", "venv", "tests", "before", "parts",
-        "n", "seed",
+        "n", "seed", "from",
     }
 )  # fmt: skip
 
