@@ -14,7 +14,7 @@ FEWEST_DIGITS = 4  # of a hash that names weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class RowComparison:
     """Two rows in one column.
 
     Attributes:
@@ -34,7 +34,7 @@ class Comparison:
     why: str | None = None
 
 
-def compare(table: ResultsTable, ours: int, theirs: int, column: int) -> Comparison | None:
+def compare_rows(table: ResultsTable, ours: int, theirs: int, column: int) -> RowComparison | None:
     """One comparison; None where one of both was not measured in this column."""
     mine, other = table.cells.get((ours, column)), table.cells.get((theirs, column))
     if mine is None or other is None:
@@ -43,11 +43,11 @@ def compare(table: ResultsTable, ours: int, theirs: int, column: int) -> Compari
     difference = None if means[0] is None or means[1] is None else means[0] - means[1]
     if mine.resampled is None or other.resampled is None:
         why = "no counts by image" if table.resamples else "--bootstrap 0"
-        return Comparison(ours=ours, theirs=theirs, column=column, difference=difference, why=why)
+        return RowComparison(ours=ours, theirs=theirs, column=column, difference=difference, why=why)
     if mine.resampled.images != other.resampled.images:
         why = "scored on other images"
-        return Comparison(ours=ours, theirs=theirs, column=column, difference=difference, why=why)
-    return Comparison(
+        return RowComparison(ours=ours, theirs=theirs, column=column, difference=difference, why=why)
+    return RowComparison(
         ours=ours,
         theirs=theirs,
         column=column,

@@ -19,7 +19,7 @@ from pipeline.report.quoted import WhichQuoted, quoted_beside
 from pipeline.report.search import MOST_LEVELS, find_results
 from pipeline.report.shown.blocks import as_markdown, as_text
 from pipeline.report.shown.csv_lines import as_csv, paper_csv
-from pipeline.report.shown.dot_plot import draw_table
+from pipeline.report.shown.dot_plot import check_plotting, draw_table
 from pipeline.report.shown.views import paper_blocks, views_of
 from pipeline.report.table import ResultsTable, table_of_results
 
@@ -54,6 +54,8 @@ def make_report(places: Sequence[Path], wanted: Wanted, *, picture: Path | None 
     Raises:
         InputError: a place or a name is wrong, nothing can be shown, or the picture cannot be drawn or written.
     """
+    if picture:
+        check_plotting()
     table = read_table(places, scores=wanted.scores, resamples=wanted.resamples)
     quoted = quoted_beside(table.columns, wanted.quoted)
     against = None if wanted.against is None else row_named(table.rows, wanted.against)

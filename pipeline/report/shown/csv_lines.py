@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.artifacts.results import Spread
-from pipeline.report.compare import baseline_of, compare
+from pipeline.report.compare import baseline_of, compare_rows
 from pipeline.report.measured import ReportedWeights
 from pipeline.report.paper_rows import PAPER_ROWS, PAPER_TABLES, PaperRow
 from pipeline.report.quoted import Quoted
@@ -101,7 +101,7 @@ def _interval(cell: Cell) -> dict[str, Any]:
 
 def _against(table: ResultsTable, row: int, other: int, column: int) -> dict[str, Any]:
     """The comparison with another row; nothing with itself, or where one was not measured."""
-    found = None if row == other else compare(table, row, other, column)
+    found = None if row == other else compare_rows(table, row, other, column)
     if found is None:
         return {}
     low, high = found.interval or (None, None)

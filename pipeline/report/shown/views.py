@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.artifacts.results import Spread
-from pipeline.report.compare import Comparison, baseline_of, compare
+from pipeline.report.compare import RowComparison, baseline_of, compare_rows
 from pipeline.report.paper_rows import PAPER_ROWS, PAPER_TABLES
 from pipeline.report.quoted import Quoted
 from pipeline.report.shown.blocks import Block
@@ -111,10 +111,10 @@ def _quoted_text(one: Quoted | None) -> str:
 
 def _chances(table: ResultsTable, against: int | None) -> list[Block]:
     """One block; none where no row has another to be compared with."""
-    found: dict[tuple[int, int], Comparison] = {}
+    found: dict[tuple[int, int], RowComparison] = {}
     for row, column in table.cells:
         other = against if against is not None else baseline_of(table, row, column)
-        one = None if other in (None, row) else compare(table, row, int(other or 0), column)
+        one = None if other in (None, row) else compare_rows(table, row, int(other or 0), column)
         if one is not None:
             found[row, column] = one
     whom = sorted({one.theirs for one in found.values()})
@@ -130,7 +130,7 @@ def _chances(table: ResultsTable, against: int | None) -> list[Block]:
     return [Block(title=f"Probability of beating {named}", header=header, rows=rows, leading=3, lines=[line])]
 
 
-def _chance_text(table: ResultsTable, one: Comparison | None, whom: Sequence[int]) -> str:
+def _chance_text(table: ResultsTable, one: RowComparison | None, whom: Sequence[int]) -> str:
     if one is None:
         return NOTHING
     if one.probability is None:
@@ -141,7 +141,7 @@ def _chance_text(table: ResultsTable, one: Comparison | None, whom: Sequence[int
 def _pair(table: ResultsTable, ours: int, theirs: int) -> Block:
     rows = []
     for column, about in enumerate(table.columns):
-        one = compare(table, ours, theirs, column)
+        one = compare_rows(table, ours, theirs, column)
         if one is None:
             continue
         chance = f"{one.probability:.3f}" if one.probability is not None else f"{NOTHING} ({one.why})"
