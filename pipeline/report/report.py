@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -117,4 +118,7 @@ def give(text: str, out: Path | None) -> None:
         save(out, text)
         return
     encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, errors="backslashreplace").decode(encoding), end="")
+    try:
+        print(text.encode(encoding, errors="backslashreplace").decode(encoding), end="", flush=True)
+    except BrokenPipeError:  # the reader, as `head`, has seen enough; nothing is said to it when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -51,7 +51,7 @@ def paper_blocks() -> list[Block]:
             if row.table == table.name
         ]
         header = ("method", "data", "metric", "value")
-        blocks.append(Block(title=f"{table.name}: {table.conditions}", header=header, rows=rows))
+        blocks.append(Block(title=f"{table.name}: {table.conditions}", header=header, rows=rows, leading=0))
     return blocks
 
 
