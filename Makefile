@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo scenes shards verify preview pretrain export features test quick fuzz gpu-day same-behaviour lint bench bench-shards bench-stream bench-step bench-train clean
+.PHONY: help install demo scenes shards verify preview pretrain export features results test quick fuzz gpu-day same-behaviour lint bench bench-shards bench-stream bench-step bench-train clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,7 @@ TESTS ?= not slow and not system and not gpu
 PYTEST_ARGS ?=
 
 # What the user gives reaches the recipes as it was typed, through the environment: neither make nor a shell reads it.
-GIVEN := PYTHON VENV WORK TESTS IMAGES SHARDS RUN CONFIG NPROC INIT FORMAT HEADS CHECKPOINT SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS BUDGET DRY PARTS DATA BEFORE N SEED WEIGHTS BACKBONE PROTOCOLS
+GIVEN := PYTHON VENV WORK TESTS IMAGES SHARDS RUN CONFIG NPROC INIT FORMAT HEADS CHECKPOINT SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS BUDGET DRY PARTS DATA BEFORE N SEED WEIGHTS BACKBONE PROTOCOLS FROM
 # An evaluation is a command of train/evals: `make eval-x RUN=… X=…` hands the folder X on as --x.
 ALPHABET := a:A b:B c:C d:D e:E f:F g:G h:H i:I j:J k:K l:L m:M n:N o:O p:P q:Q r:R s:S t:T u:U v:V w:W x:X y:Y z:Z
 CAPITAL = $(eval CAPITALS := $(subst $(firstword $(subst :, ,$1)),$(lastword $(subst :, ,$1)),$(CAPITALS)))
@@ -39,6 +39,7 @@ usage-preview = make preview SHARDS=<folder of shards> PNG=<new file>
 usage-pretrain = make pretrain SHARDS=<folder of shards> RUN=<new folder> [NPROC=<processes>] [INIT=<weights>]
 usage-same-behaviour = make same-behaviour BEFORE=<another checkout> [OUT=<folder>]
 usage-export = make export RUN=<folder of a run> OUT=<file.pth> [FORMAT=torchvision|timm|detectron2|mmseg] [HEADS=1] [CHECKPOINT=<file>]
+usage-results = make results FROM=<folder of results> [FORMAT=text|markdown|csv] [OUT=<file>] [PNG=<new file>]
 $(foreach e,$(EVALS),$(eval usage-eval-$e = make eval-$e RUN=<folder of a run> $(call upper,$e)=<folder of its data>))
 of-weights = WEIGHTS=<file, folder of a run, random or random-bn> DATA=<folder of annotated images>
 $(foreach e,$(FROZEN),$(eval usage-eval-$e = make eval-$e $(of-weights) [FORMAT=auto] [BACKBONE=<name>] [CHECKPOINT=<file>] [OUT=<folder>]))
@@ -56,6 +57,7 @@ help:
 	@echo '                 scores frozen features of anybody'"'"'s weights, by PROTOCOLS=$(subst $(SPACE),$(COMMA),$(strip $(filter-out frozen,$(FROZEN)))) or all that the data allow'
 	@echo '                 make eval-<protocol> runs that one'
 	@echo '$(usage-features)'
+	@echo '$(usage-results)'
 	@echo '$(usage-export)'
 	@echo '                 each of these also takes CONFIG=<file of configs/> and SET="section.key=value …"'
 	@echo 'make test        the tests without the slow ones; make quick: those that start no process and take no seconds'
@@ -86,6 +88,9 @@ pretrain: need-SHARDS need-RUN $(STAMP)
 
 export: need-RUN need-OUT $(STAMP)
 	@set -f; $(R2O) export "--run=$$RUN" "--out=$$OUT" $${FORMAT:+"--format=$$FORMAT"} $${HEADS:+--heads} $${CHECKPOINT:+"--checkpoint=$$CHECKPOINT"}
+
+results: need-FROM $(STAMP)
+	@set -f; $(R2O) results $${FORMAT:+"--format=$$FORMAT"} $${OUT:+"--out=$$OUT"} $${PNG:+"--picture=$$PNG"} -- "$$FROM"
 
 define evaluation
 .PHONY: eval-$1

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pipeline.config import code_version
 from pipeline.foundation.errors import exit_code_of
-from pipeline.verbs import evaluations, shards, training, workflow
+from pipeline.verbs import evaluations, results, shards, training, workflow
 from pipeline.verbs.arguments import Parser, with_config
 
 
@@ -32,6 +32,7 @@ def parser() -> Parser:
     training.add_verbs(verbs, of_stage)
     evaluations.add_verbs(verbs, of_stage)
     workflow.add_verbs(verbs)
+    results.add_verbs(verbs)
     return made
 
 

@@ -29,7 +29,7 @@ TAKEN_NAMES = frozenset(
     {
         "work", "images", "nproc", "run", "config", "set", "path", "home", "shell", "data", "shards", "out", "png",
         "init", "format", "heads", "checkpoint", "overwrite", "repair", "python", "venv", "tests", "before", "parts",
-        "n", "seed", "frozen", "weights", "backbone", "protocols", "features",
+        "n", "seed", "from", "frozen", "weights", "backbone", "protocols", "features",
     }
 )  # fmt: skip
 

@@ -39,6 +39,8 @@ RULES = (
          "stages are started as processes; only their settings are read"),
     Rule("pipeline.launchers", PACKAGES, ("pipeline.launchers", "pipeline.stages", *GROUND),
          "a launcher starts any stage and knows none"),
+    Rule("pipeline.report", PACKAGES, ("pipeline.report", "train.config", *GROUND),
+         "a table reads files of results, and knows no stage that made them"),
     Rule("preprocess", PACKAGES, ("preprocess", *GROUND), "preprocess and train meet in the shards alone"),
     Rule("preprocess.sources", ("preprocess",), ("preprocess.sources", "preprocess.config"),
          "what images there are does not depend on what is made of them"),

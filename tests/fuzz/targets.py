@@ -17,8 +17,10 @@ from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.artifacts.manifest import Manifest
 from pipeline.artifacts.results import Results, encode_results
 from pipeline.artifacts.sample import decode_label_map, encode_label_map
+from pipeline.artifacts.scores import ImageCounts, read_counts, read_scores, write_scores
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.settings import dump_settings, load_settings
+from pipeline.report.measured import read_measurements
 from pipeline.states import StageState, read_state, write_state
 from preprocess.config import ShardSettings
 from preprocess.shards.job import ShardJob
@@ -196,6 +198,38 @@ def results(root: Path) -> Target:
     return Target(path, lambda: Results.read(path))
 
 
+def a_score(root: Path) -> Path:
+    members = {
+        "fingerprint": "f" * 64, "seed": 0, "scores": {"miou": 0.5}, "per_class": {}, "chosen": {}, "seconds": {},
+        "protocol": {"id": "r2o.knn/1", "name": "knn", "headline": "miou", "settings": {"k": [1, 3]}}, "versions": {},
+        "weights": {
+            "label": "w", "backbone": "resnet18", "format": "timm", "sha256": "0" * 64, "batch_norm": "weights",
+            "loaded": 1.0,
+        },
+        "data": {"name": "d", "layout": "voc", "fingerprint": "d" * 64, "images": {"val": 2}, "notes": ["n"]},
+    }  # fmt: skip
+    write_scores(root, members, names=("a", "b"), counts={"miou": ImageCounts("iou", np.eye(2), np.ones((2, 2)))})
+    return root / "results.json"
+
+
+def scores(root: Path) -> Target:
+    path = a_score(root)
+
+    def read() -> Any:
+        measurements, damaged = read_measurements([path])
+        if damaged:
+            raise InputError(damaged[0])
+        return [vars(one) for one in measurements]
+
+    return Target(path, read)
+
+
+def image_counts(root: Path) -> Target:
+    found = read_scores(a_score(root).parent)
+    assert found is not None
+    return Target(root / "per_image.npz", lambda: read_counts(root, found))
+
+
 def trial(root: Path) -> Target:
     weights = ExportedBackbone(name="resnet18", mean=(0.0,), std=(1.0,), fingerprint="f" * 64, state_dict={})
     trials = TrialSet(
@@ -279,6 +313,6 @@ def _coco_file(path: Path, annotations: list[dict[str, Any]], read: Callable[[Pa
 
 TARGETS: tuple[Callable[..., Target], ...] = (
     manifest, index, shard, quarantine, job_record, job_note, run_record, run_config, users_config, checkpoint,
-    backbone, exported, results, trial, stage_state, label_map, voc_mask,
+    backbone, exported, results, scores, image_counts, trial, stage_state, label_map, voc_mask,
     voc_boxes, coco_instances, coco_panoptic,
 )  # fmt: skip

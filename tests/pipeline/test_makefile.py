@@ -134,6 +134,17 @@ def test_what_is_said_of_weights_is_passed_on_as_typed(checkout: Checkout) -> No
 
 
 @pytest.mark.processes
+def test_results_are_passed_on_as_typed(checkout: Checkout) -> None:
+    checkout.make("results", f"FROM=-f {ODD}")
+    (call,) = checkout.calls
+    assert call[2:] == ["results", "--", f"-f {ODD}"]
+    checkout.make("results", f"FROM={ODD}", "FORMAT=csv", f"OUT=o {ODD}", f"PNG=p {ODD}")
+    (call,) = checkout.calls
+    assert call[2:] == ["results", "--format=csv", f"--out=o {ODD}", f"--picture=p {ODD}", "--", ODD]
+    assert not list(checkout.folder.rglob("pwned"))
+
+
+@pytest.mark.processes
 def test_demo_is_the_workflow_of_its_config(checkout: Checkout) -> None:
     checkout.make("demo", "SET=pretrain.seed=1")
     checkout.make("demo")
@@ -153,7 +164,7 @@ def test_demo_is_the_workflow_of_its_config(checkout: Checkout) -> None:
         (["eval-voc", "RUN=x"], "VOC"), (["eval-x", "RUN=x"], "X"),
         (["eval-frozen", "DATA=x"], "WEIGHTS"), (["eval-linear", "WEIGHTS=x"], "DATA"),
         (["features", "WEIGHTS=x", "DATA=y"], "OUT"),
-        (["preview", "SHARDS=x"], "PNG"), (["shards", "IMAGES=", "SHARDS=x"], "IMAGES"),
+        (["preview", "SHARDS=x"], "PNG"), (["results"], "FROM"), (["shards", "IMAGES=", "SHARDS=x"], "IMAGES"),
     ],
 )  # fmt: skip
 def test_a_missing_variable_is_named_before_anything_is_installed(
@@ -197,7 +208,10 @@ def test_a_failed_install_leaves_no_valid_stamp(tmp_path: Path) -> None:
 def test_without_a_goal_the_verbs_are_printed(checkout: Checkout) -> None:
     done = checkout.make()
     assert checkout.calls == []
-    verbs = "demo shards preview pretrain export eval-voc eval-x eval-frozen features test quick fuzz lint gpu-day"
+    verbs = (
+        "demo shards preview pretrain export results eval-voc eval-x eval-frozen features test quick fuzz lint bench "
+        "gpu-day"
+    )
     for verb in verbs.split():
         assert f"make {verb}" in done.stdout
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torchvision
 
+from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.artifacts.results import RESULTS_FORMAT_VERSION, encode_results
 from pipeline.artifacts.run_files import BACKBONE_NAME, PREDICTIONS_NAME, RESULTS_NAME, evaluation_folder
 from pipeline.foundation.errors import InputError, exit_code_of, os_errors_named
@@ -106,6 +107,7 @@ def run_evaluation(evaluation: VocEvaluation) -> dict[str, Any]:
         "fingerprint": identity,
         "protocol": settings.model_dump(mode="json"),
         "backbone": {"name": trials.backbone.name, "run_fingerprint": trials.backbone.fingerprint},
+        "data": {"fingerprint": fingerprint(**trials.data)},
         "classes": evaluation.classes,
         "train_images": len(evaluation.train),
         "val_images": len(evaluation.val),

@@ -12,6 +12,7 @@ from pipeline.artifacts.run_files import RESULTS_NAME, evaluation_folder
 from pipeline.foundation.files import refuse_link
 from train.models.backbone import VIT_SIZES
 from train.run.folder import run_config
+from train.run.frozen_scores import frozen_lines
 from train.run.log import GROUPS, read_log
 
 SHOWN = ("loss", "num_clusters", "prediction_std", "projection_std", "valid_fraction")
@@ -165,6 +166,8 @@ def _figures(run: Path, step: int | None, *, fingerprint: str) -> str:
     results = Results.read(run / evaluation_folder("voc") / RESULTS_NAME)
     if step is None and results is not None and results.backbone.run_fingerprint == fingerprint:
         lines += [_voc_line(init, results.spread(init, "mean_iou")) for init in results.inits]
+    if step is None:
+        lines += frozen_lines(run)
     return "\n".join(lines) or "None yet."
 
 

@@ -1,13 +1,17 @@
 """The model card: that its code makes the library's model with these very weights, and what it says of them."""
 
 import ast
+import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
+from pipeline.artifacts.scores import ImageCounts, write_scores
+from pipeline.foundation.errors import InputError
 from pipeline.foundation.settings import dump_settings
 from train.config.pretrain import PretrainSettings
 from train.export import export
@@ -97,3 +101,44 @@ def test_it_says_what_is_left_out_and_where_the_weights_come_from(tmp_path: Path
     assert "Left out: the counters `num_batches_tracked`" in (tmp_path / "w.md").read_text()
     export(tmp_path / "resnet", tmp_path / "w.pth", format="mmseg")
     assert "Left out" not in (tmp_path / "w.md").read_text()
+
+
+def frozen_result(folder: Path, *, label: str, sha256: str | None, seed: int, value: float, size: int = 224) -> None:
+    counts = ImageCounts("mean", np.array([value, value]), np.ones(2))
+    members = {
+        "fingerprint": "f" * 64, "seed": seed, "scores": {"mean_iou": value, "other": 0.9}, "per_class": {},
+        "protocol": {
+            "id": "r2o.knn/1", "name": "knn", "headline": "mean_iou", "settings": {"size": size, "seeds": [seed]},
+        },
+        "weights": {
+            "label": label, "backbone": "resnet18", "format": "r2o", "sha256": sha256, "batch_norm": "weights",
+            "loaded": 1.0,
+        },
+        "data": {"name": "small", "layout": "voc", "fingerprint": "d" * 64, "images": {"val": 2}, "notes": ()},
+        "chosen": {}, "seconds": {}, "versions": {},
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    write_scores(folder, members, names=("a", "b"), counts={"mean_iou": counts})
+
+
+@pytest.mark.usefixtures("shallow")
+def test_it_shows_what_frozen_features_of_this_very_backbone_scored(tmp_path: Path) -> None:
+    run_of(tmp_path / "run", "resnet18")
+    sha256 = hashlib.sha256((tmp_path / "run" / "backbone.pt").read_bytes()).hexdigest()
+    top = tmp_path / "run" / "eval-frozen"
+    for seed, value in enumerate((0.5, 0.25)):
+        frozen_result(top / "knn" / f"run-{seed}", label="run", sha256=sha256, seed=seed, value=value)
+    frozen_result(top / "knn" / "random-0", label="random", sha256=None, seed=0, value=0.125)
+    frozen_result(top / "knn" / "large", label="run", sha256=sha256, seed=0, value=0.75, size=448)
+    frozen_result(top / "knn" / "former", label="run", sha256="0" * 64, seed=0, value=0.0625)
+    (top / "linked").symlink_to(top / "knn")
+    export(tmp_path / "run", tmp_path / "w.pth", format="torchvision")
+    figures = (tmp_path / "w.md").read_text().split("## Figures\n\n")[1].split("\n\n")[0]
+    assert figures.splitlines() == [
+        "r2o.knn/1 on small (`eval-frozen/knn/large`), this backbone: mean_iou 0.7500 over 1 seeds.",
+        "r2o.knn/1 on small (`eval-frozen/knn/random-0`), random: mean_iou 0.1250 over 1 seeds.",
+        "r2o.knn/1 on small (`eval-frozen/knn/run-0`), this backbone: mean_iou 0.3750 ± 0.1768 over 2 seeds.",
+    ]
+    (top / "knn" / "large" / "results.json").write_text("{")
+    with pytest.raises(InputError, match=r"large/results\.json: no results"):
+        export(tmp_path / "run", tmp_path / "v.pth", format="torchvision")
