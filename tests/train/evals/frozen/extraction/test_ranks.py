@@ -22,7 +22,8 @@ def test_two_ranks_give_the_bytes_of_one(tmp_path: Path) -> None:
     whole_pass(tmp_path / "1", World(0, 1, torch.device("cpu")))
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.launchers.ranks", "2", MODULE, str(tmp_path / "2")],
-        timeout=240, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        timeout=240, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for name in ("c4.npy", "c5.npy", "pooled.npy", FEATURES_NAME):
