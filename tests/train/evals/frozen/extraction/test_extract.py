@@ -187,9 +187,7 @@ def test_what_float16_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
     wide = extract(a_pass(dtype="float32"), tmp_path / "b", arrays=LEVELS, load_model=huge, world=ALONE)
     assert wide.open("c5").max() > 65504
     with pytest.raises(InputError, match="not finite"):
-        extract(
-            a_pass(dtype="float32"), tmp_path / "c", arrays=LEVELS, load_model=lambda: a_model(np.inf), world=ALONE
-        )
+        extract(a_pass(dtype="float32"), tmp_path / "c", arrays=LEVELS, load_model=lambda: a_model(np.inf), world=ALONE)
 
 
 def test_a_full_disk_is_told_of_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
