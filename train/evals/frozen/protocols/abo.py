@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.artifacts.scores import ImageCounts, score_of
 from pipeline.foundation.pictures import resize_labels
+from pipeline.foundation.progress import Progress
 from train.config.frozen import AboSettings
 from train.data.resize import resized
 from train.evals.datasets.annotated import ImageList, Objects
@@ -55,6 +56,7 @@ def score(task: Task[AboSettings]) -> Finding:
     num_clusters = settings.clusters or task.num_clusters or FINAL_NUM_CLUSTERS
     tally, shown = _Tally(len(images.names), len(task.data.classes)), []
     features = _FEATURES[settings.batch_norm](task)
+    progress = Progress("best overlap", len(images.names), "images")
     for first in range(0, len(images.names), settings.group_size):
         with task.clock.phase("annotations"):
             group = _read_group(images, first, settings, superpixels)
@@ -70,6 +72,7 @@ def score(task: Task[AboSettings]) -> Finding:
                 shown.append(_Shown(masks, (objects.ids.shape[0], objects.ids.shape[1])))
                 rng = np.random.default_rng([task.seed, index])
                 _add_image(tally, index, objects, masks, prior, num_clusters, rng, is_slic=superpixels is not None)
+        progress.advance(len(group.objects))
     per_image = tally.per_image()
     return Finding(
         scores={name: score_of(counts) for name, counts in per_image.items()},

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from pipeline.artifacts.scores import ImageCounts, score_of
 from pipeline.foundation.pictures import resize_labels
+from pipeline.foundation.progress import Progress
 from train.config.frozen import CubSettings
 from train.evals.datasets.annotated import UNLABELLED, ImageList
 from train.evals.frozen.numerics.overlap import common_pixels, overlap_table
@@ -49,10 +50,10 @@ def score(task: Task[CubSettings]) -> Finding:
     settings, seed = task.settings, task.seed
     found = task.features("val", settings.level, settings.size)
     with task.clock.phase("clusters"):
-        parts = [
-            segments_of(chunk, settings, seed=seed, first_image=first, device=task.device).cpu().numpy()
-            for first, chunk in _chunks(found.cells)
-        ]
+        progress, parts = Progress("birds", len(found.cells), "images"), []
+        for first, chunk in _chunks(found.cells):
+            parts.append(segments_of(chunk, settings, seed=seed, first_image=first, device=task.device).cpu().numpy())
+            progress.advance(len(chunk))
         segments = np.concatenate(parts)
     with task.clock.phase("matching"):
         scored = _score_all(found.images, segments, settings.clusters, seed)
