@@ -74,7 +74,7 @@ def what_starts(job: Job, first_step: int | None) -> list[str]:
     lines = [job.reading, *(f"going on without: {problem}" for problem in job.problems)]
     if job.init is not None:
         absent = f", but for {', '.join(job.init.absent)}, which it does not have" if job.init.absent else ""
-        lines.append(f"the backbone begins with {job.folder.init}, read as {job.init.format}{absent}")
+        lines.append(f"the backbone begins with {job.folder.init}, read as {job.init.format}{absent}: {job.init.told}")
     if plan.accumulation > 1:
         lines.append(
             f"WARNING: {plan.accumulation} passes a step: batch norm sees {plan.local_batch_size * plan.num_ranks} "

@@ -30,7 +30,8 @@ class FrozenModel(nn.Module):
     """Normalises as the weights were trained, then gives features; in eval mode, without gradients.
 
     Args:
-        backbone: gives `Features`; a ResNet, or a Vision Transformer with or without layers of C4 and C5.
+        backbone: gives `Features`; a ResNet, or a Vision Transformer with or without layers of C4 and C5. It is frozen
+            in place: of one that is being trained, give a copy.
         mean, std: three numbers each, of RGB in [0, 1].
     """
 

@@ -166,8 +166,8 @@ def candidates_in(held: Held, *, asked: str | None = None, form: Form | None = N
         asked: the backbone's name where one is expected.
         form: what each is compared with; None: what its own names and shapes say.
     """
-    paths = frozenset(held.arrays)
-    found = [(naming, root) for naming in NAMINGS for root in sorted(roots(naming, paths))]
+    names = frozenset(held.arrays)
+    found = [(naming, root) for naming in NAMINGS for root in sorted(roots(naming, names))]
     made = []
     for naming, root in found:
         inner = tuple(other for _, other in found if other != root and other.startswith(root))
@@ -237,4 +237,10 @@ def left_out(held: Held, taken: Candidate, found: Sequence[Candidate]) -> dict[s
     """What of a file is not used: another network by where it lies, all else by its group → how many."""
     used = {taken.paths[key] for key in taken.expected if key in taken.paths}
     others = {path: one.root.rstrip("./") for one in found if one.root != taken.root for path in one.paths.values()}
-    return dict(sorted(Counter(others.get(name) or group_of(name) for name in held.names if name not in used).items()))
+    return dict(
+        sorted(
+            Counter(
+                others.get(name) or group_of(name.removeprefix(taken.root)) for name in held.names if name not in used
+            ).items()
+        )
+    )

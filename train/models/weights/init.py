@@ -14,7 +14,12 @@ from train.models.weights.load import LoadedBackbone, load_backbone
 
 
 class Init(NamedTuple):
-    """Weights to begin with, by our keys; `absent` are those of ours that the file's project does not have."""
+    """Weights to begin with, by our keys.
+
+    Attributes:
+        absent: keys of ours that the file's project does not have.
+        told: the share that was loaded, what was left out, and what was changed.
+    """
 
     weights: dict[str, Tensor]
     format: str
@@ -36,7 +41,7 @@ def load_init(path: Path, name: str, *, image_size: int = 224) -> Init:
         raise InputError(f"{path}: {problem}, so that pretraining cannot begin with it")
     expected = make_backbone(name, image_size=image_size).state_dict() if loaded.form.patch else loaded.weights
     absent = tuple(key for key in expected if key not in loaded.weights)
-    return Init(loaded.weights, loaded.format, absent, str(loaded))
+    return Init(loaded.weights, loaded.format, absent, loaded.told)
 
 
 def _problem(loaded: LoadedBackbone, image_size: int) -> str | None:

@@ -82,7 +82,8 @@ def _numbers(config: Path, name: str) -> tuple[float, ...] | None:
         told = json.loads(config.read_bytes())
     except (ValueError, RecursionError):
         return None
-    values = told.get("pretrained_cfg", {}).get(name) if isinstance(told, dict) else None
+    pretrained = told.get("pretrained_cfg") if isinstance(told, dict) else None
+    values = pretrained.get(name) if isinstance(pretrained, dict) else None
     if not isinstance(values, list) or len(values) != 3 or not all(isinstance(v, float) and 0 < v < 1 for v in values):
         return None
     return tuple(values)

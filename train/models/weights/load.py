@@ -68,11 +68,18 @@ class LoadedBackbone:
         """A new module with these weights; a ViT's position embedding is interpolated to `image_size`."""
         return self.form.filled(self.weights, dilate_c5=dilate_c5, image_size=image_size)
 
+    @property
+    def told(self) -> str:
+        """The share that was loaded, what was left out, and the notes."""
+        left = ", ".join(f"{group} ({count})" for group, count in self.left_out.items())
+        return "; ".join((
+            f"{100 * self.loaded:.0f} % of its weights loaded", f"left out: {left}" if left else "nothing left out",
+            *self.notes,
+        ))  # fmt: skip
+
     def __str__(self) -> str:
         """One line that says what was loaded."""
-        left = ", ".join(f"{group} ({count})" for group, count in self.left_out.items())
-        told = "; ".join((f"left out: {left}" if left else "nothing left out", *self.notes))
-        return f"{self.name} as {self.format}, {100 * self.loaded:.0f} % of its weights loaded; {told}"
+        return f"{self.name} as {self.format}, {self.told}"
 
 
 class _Choice(NamedTuple):

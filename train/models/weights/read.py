@@ -83,7 +83,7 @@ def _reader_of(path: Path, head: bytes) -> Callable[[Path], Any]:
         return _read_safetensors
     if head.startswith(b"\x80"):
         return _read_torch if _is_torch_legacy(path) else lambda path: _guarded(path, read_pickle)
-    return _read_torch
+    raise InputError(f"{path} is not a file of weights (it begins with {head[:8]!r}); give weights as {READS}")
 
 
 def _is_npz(path: Path) -> bool:

@@ -139,7 +139,7 @@ RULES = (
     # What projects convert for detectron2 (RGB), and what it trains; see `detectron2_input` for the latter's pixels.
     Rule(name="detectron2", source="facebookresearch/detectron2: tools/convert-torchvision-to-d2.py, "
          "detectron2/checkpoint/detection_checkpoint.py", namings=(DETECTRON2,),
-         left_out={DETECTRON2.name: r"stem\.(fc|head|projector)\d?\..*"}),
+         left_out={DETECTRON2.name: r"stem\.(fc|head|projector)\d?\..*|pixel_(mean|std)"}),
     # timm evaluates the average where there is one.
     Rule(name="timm_ema", source="huggingface/pytorch-image-models: timm/models/_helpers.py load_state_dict(use_ema)",
          namings=(RESNET, TIMM_VIT), online=("state_dict_ema", "model_ema"), left_out=_HEADS),
