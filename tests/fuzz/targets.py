@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -30,6 +31,8 @@ from train.config.batches import plan_batches
 from train.config.pretrain import PretrainSettings
 from train.data.shards.files import ShardFiles
 from train.engine.checkpoint import read_checkpoint
+from train.evals.datasets.layouts.coco_json import read_instances, read_panoptic
+from train.evals.datasets.layouts.voc_boxes import boxes_of_voc
 from train.evals.segmentation.voc_folder import VocFolder
 from train.evals.trials import Outcome, Trial, TrialSet
 from train.models.backbone import make_backbone
@@ -249,7 +252,33 @@ def voc_mask(root: Path) -> Target:
     return Target(file.mask, lambda: file.read(21).sample.labels)
 
 
+def voc_boxes(root: Path) -> Target:
+    path = root / "a.xml"
+    box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>40</ymax></bndbox>"
+    path.write_text(f"<annotation><size><width>50</width><height>40</height></size><object>{box}</object></annotation>")
+    return Target(path, lambda: boxes_of_voc(path, path.read_bytes(), size=(40, 50)), is_users=True)
+
+
+def coco_instances(root: Path) -> Target:
+    thing = {"image_id": 7, "category_id": 2, "bbox": [1, 2, 3.5, 4], "iscrowd": 0, "segmentation": [[1, 2, 3]]}
+    return _coco_file(root / "instances_a.json", [thing], read_instances)
+
+
+def coco_panoptic(root: Path) -> Target:
+    segments = [{"id": i, "category_id": 2, "iscrowd": 0} for i in (1, 70000)]
+    annotation = {"image_id": 7, "file_name": "a.png", "segments_info": segments}
+    return _coco_file(root / "panoptic_a.json", [annotation], read_panoptic)
+
+
+def _coco_file(path: Path, annotations: list[dict[str, Any]], read: Callable[[Path], Any]) -> Target:
+    images = [{"id": 7, "file_name": "a.jpg", "width": 50, "height": 40}]
+    categories = [{"id": 2, "name": "dog"}, {"id": 5, "name": "cat"}]
+    path.write_text(json.dumps({"images": images, "categories": categories, "annotations": annotations}))
+    return Target(path, lambda: read(path), is_users=True)
+
+
 TARGETS: tuple[Callable[..., Target], ...] = (
     manifest, index, shard, quarantine, job_record, job_note, run_record, run_config, users_config, checkpoint,
     backbone, exported, results, trial, stage_state, label_map, voc_mask,
+    voc_boxes, coco_instances, coco_panoptic,
 )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import struct
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,9 @@ _JPEG_START = b"\xff\xd8"
 _OTHER_FORMATS = ("WEBP", "BMP", "TIFF")
 _FOUR_INKS = ("CMYK", "YCCK")
 _COLOURS = ("RGB", "RGBA", "LA", "PA")
-_DEPTH_AT, _COLOUR_AT = 24, 25  # of a PNG's header, in bytes
-_GREY = 0
+_PILLOW_RAISES = (OSError, SyntaxError, LookupError, EOFError, struct.error, Image.DecompressionBombError)
+_DEPTH_AT = 24  # in a PNG
+_NUM_VOC = 21  # classes whose colours people know
 _VOC_PALETTE = voc_palette()
 _ALL_COLOURS = {tuple(colour) for colour in _VOC_PALETTE.tolist()}
 _REPLACE = "replace it or take it off the list"
@@ -74,7 +74,8 @@ def decode_ids(path: Path, data: bytes, *, num_classes: int, most_bits: int = 8)
     Grey of 1, 2 or 4 bits gives the stored numbers; Pillow stretches them to 0 … 255.
 
     Args:
-        num_classes: a 1-bit mask can name two; where there are more, nobody knows which it means.
+        num_classes: a 1-bit mask can name two; where there are more, nobody knows which it means. With VOC's 21, a
+            palette of VOC's colours must have them in VOC's order.
         most_bits: of a grey mask, 8 or 16.
     Raises:
         InputError: it is no whole PNG, has colours instead of ids, or ids that were renumbered.
@@ -83,7 +84,8 @@ def decode_ids(path: Path, data: bytes, *, num_classes: int, most_bits: int = 8)
     depth = data[_DEPTH_AT]
     if mask.mode == "P":
         ids: np.ndarray = np.array(mask)
-        _refuse_renumbered(path, ids, mask)
+        if num_classes == _NUM_VOC:
+            _refuse_renumbered(path, ids, mask)
         return ids
     if mask.mode == "I;16" and most_bits == 16:
         return np.array(mask, dtype=np.uint16)
@@ -103,11 +105,13 @@ def decode_grey(path: Path, data: bytes) -> UInt8[np.ndarray, "h w"]:
     """The first channel of a PNG as grey levels 0 … 255.
 
     Raises:
-        InputError: it is no whole PNG, or one of a palette or of 16 bits.
+        InputError: it is no whole PNG, or one of 16 bits or of a palette with other colours than grey.
     """
     mask = _open_mask(path, data)
+    if mask.mode == "P" and (grey := _grey_of_palette(mask)) is not None:
+        return grey
     if mask.mode not in ("1", "L", *_COLOURS):
-        raise InputError(f"{path}: a mask of grey levels is a PNG of 8 bits a channel, not of mode {mask.mode}")
+        raise InputError(f"{path}: a mask of grey levels is a grey PNG of 8 bits, not one of mode {mask.mode}")
     levels: np.ndarray = np.array(mask.convert("L") if mask.mode == "1" else mask.getchannel(0))
     return levels
 
@@ -165,19 +169,24 @@ def _decode_other(data: bytes) -> np.ndarray:
         image = open_whole_png(data)
     else:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                image = Image.open(io.BytesIO(data), formats=_OTHER_FORMATS)
-                image.load()
+            image = Image.open(io.BytesIO(data), formats=_OTHER_FORMATS)
+            image.load()
         except UnidentifiedImageError:
             raise ValueError("no image of a format that is read here") from None
-        except (OSError, SyntaxError, LookupError, EOFError, struct.error, Warning) as error:
+        except _PILLOW_RAISES as error:
             raise ValueError(f"it does not decode ({error})") from None
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"more than 8 bits a channel, mode {image.mode}")
     if getattr(image, "n_frames", 1) > 1:
         raise ValueError("more than one picture in it")
     return np.array(image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB"))
+
+
+def _grey_of_palette(mask: Image.Image) -> np.ndarray | None:
+    """The colours of a palette image as grey levels; None where one of them is not grey."""
+    colours = np.array(mask.convert("RGBA"))[..., :3]
+    levels: np.ndarray = colours[..., 0]
+    return levels if (colours == levels[..., None]).all() else None
 
 
 def _refuse_renumbered(path: Path, ids: np.ndarray, mask: Image.Image) -> None:

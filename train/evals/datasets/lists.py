@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.foundation.errors import InputError
+from pipeline.foundation.files import open_regular
 
 CLASSES_NAME = "classes.txt"
 MOST_CLASSES = 2**15 - 1  # that the labels of an image can tell apart
@@ -18,13 +20,15 @@ def read_text_lines(path: Path, *, purpose: str) -> list[str]:
     Args:
         purpose: what the file must hold, for the message.
     Raises:
-        InputError: it cannot be read or is no UTF-8 text.
+        InputError: it cannot be read, is a pipe or a device, or is no UTF-8 text.
     """
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        with os.fdopen(open_regular(path), "rb") as file:
+            text = file.read().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(f"{path} cannot be read: {reason}; it must hold {purpose}") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def read_pairs(path: Path, *, purpose: str) -> dict[str, str]:

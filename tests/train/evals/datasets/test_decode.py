@@ -67,6 +67,10 @@ def test_a_palette_in_another_order_is_refused() -> None:
     renumbered, palette = np.argsort(order).astype(np.uint8)[ids], voc_palette()[order]
     with pytest.raises(InputError, match="VOC's colours in another order"):
         decode_ids(PATH, palette_png(renumbered, palette), num_classes=21)
+    own = decode_ids(
+        PATH, palette_png(renumbered, palette), num_classes=22
+    )  # of classes that VOC's colours do not name
+    np.testing.assert_array_equal(own, renumbered)
 
 
 def test_a_palette_of_other_colours_says_nothing_of_ids() -> None:
@@ -81,8 +85,10 @@ def test_grey_levels_are_the_first_channel() -> None:
     bits = np.eye(5, dtype=np.uint8)
     np.testing.assert_array_equal(decode_grey(PATH, png_of(bits, depth=1)), bits * 255)
     np.testing.assert_array_equal(decode_grey(PATH, png_of(bits * 2, depth=2)), bits * 170)
+    inverted = np.repeat(255 - np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    np.testing.assert_array_equal(decode_grey(PATH, palette_png(pixels[..., 0], inverted)), 255 - pixels[..., 0])
     for data in (palette_png(voc_mask(0)), png_of(bits.astype(np.uint16), depth=16)):
-        with pytest.raises(InputError, match="8 bits a channel, not of mode"):
+        with pytest.raises(InputError, match="is a grey PNG of 8 bits, not one of mode"):
             decode_grey(PATH, data)
 
 

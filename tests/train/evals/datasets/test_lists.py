@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,9 @@ def test_lines_have_no_bom_no_spaces_and_any_end(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match=r"list\.txt cannot be read: not UTF-8 text; it must hold names"):
         read_text_lines(path, purpose="names")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe cannot be read: not a regular file"):
+        read_text_lines(tmp_path / "pipe", purpose="names")
     with pytest.raises(InputError, match="No such file or directory"):
         read_text_lines(tmp_path / "none", purpose="names")
 

@@ -76,10 +76,7 @@ def _part(
             raise InputError(f"{folder / class_name}: no image in it; a class must have some, or no folder")
         annotate = partial(_annotate, class_id=class_id if "class_id" in has else None)
         for name, path in found.images.items():
-            listed = ListedImage(
-                name=f"{part}/{class_name}/{name}", image=path, annotate=annotate, facts=class_name.encode()
-            )
-            entries.append(listed)
+            entries.append(ListedImage(name=f"{part}/{class_name}/{name}", image=path, annotate=annotate))
     return FoundPart(part=part, title=part, where=folder, entries=tuple(entries), has=has)
 
 

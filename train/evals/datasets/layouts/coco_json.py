@@ -77,14 +77,14 @@ class _Instance:
     image_id: _Id
     category_id: _Id
     bbox: tuple[_Length, _Length, _Length, _Length]
-    iscrowd: Literal[0, 1]
+    iscrowd: Literal[0, 1] = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
     id: Annotated[int, Field(ge=1, le=_MOST_ID)]
     category_id: _Id
-    iscrowd: Literal[0, 1]
+    iscrowd: Literal[0, 1] = 0
 
 
 @dataclass(frozen=True, slots=True)

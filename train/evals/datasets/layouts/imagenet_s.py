@@ -91,9 +91,7 @@ def _part(
             has=has,
         )
         files = (mask,) if mask else ()
-        facts = class_name.encode()
-        listed = ListedImage(name=f"{name}/{relative}", image=path, files=files, annotate=annotate, facts=facts)
-        entries.append(listed)
+        entries.append(ListedImage(name=f"{name}/{relative}", image=path, files=files, annotate=annotate))
     return FoundPart(part=part, title=name, where=folder, entries=tuple(entries), has=has)
 
 

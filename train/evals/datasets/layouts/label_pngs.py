@@ -115,7 +115,13 @@ class _Reader:
                 raise InputError(f"{taken[mask]} and {path.name} have one mask, {mask.name}; rename one")
             taken[mask] = path
             annotate = _Files(reader=self, image=path, mask=mask if has else None, has=has).annotate
-            listed = ListedImage(name=f"{part}/{relative}", image=path, files=(mask,) if has else (), annotate=annotate)
+            listed = ListedImage(
+                name=f"{part}/{relative}",
+                image=path,
+                files=(mask,) if has else (),
+                annotate=annotate,
+                facts=f"class 0 is id {self.first}".encode() if has else b"",  # what equal files mean
+            )
             entries.append(listed)
         if has and masks.is_dir():
             unused = [n for n, path in pictures_below(masks, suffixes=(".png",)).images.items() if path not in taken]

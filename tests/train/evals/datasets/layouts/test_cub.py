@@ -94,7 +94,7 @@ def test_masks_that_are_no_grey_levels_are_named(cub: Path) -> None:
     with pytest.raises(InputError, match="none of 3 masks shows a class"):
         opened(cub, "objects")
     masks[2].write_bytes(palette_png(levels(0)))
-    with pytest.raises(InputError, match=r"b2\.png: a mask of grey levels is a PNG of 8 bits a channel, not of mode P"):
+    with pytest.raises(InputError, match=r"b2\.png: a mask of grey levels is a grey PNG of 8 bits, not one of mode P"):
         opened(cub, "objects")
     write_png(masks[2], levels(0)[1:])
     with pytest.raises(InputError, match=r"b2\.png is 64×47, but b2\.jpg is 64×48"):

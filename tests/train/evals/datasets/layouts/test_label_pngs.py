@@ -54,6 +54,8 @@ def test_other_numbers_begin_at_0_or_where_that_is_said(ade: Path) -> None:
     with pytest.raises(InputError, match=r"t1\.png|v1\.png holds class id 2, but ids must be 0 … 1 or 255"):
         opened(ade, "labels")
     data = opened(ade, "labels", first_class_id=1)
+    (ade / "classes.txt").write_text("wall\nhouse\nsky\n")
+    assert data.val.digest != opened(ade, "labels", first_class_id=0).val.digest  # the same files mean other classes
     assert int(np.min(data.val.read(0).labels)) == 0
     assert any("the first is id 1 of masks" in note for note in data.notes)
 
