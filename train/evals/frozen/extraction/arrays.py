@@ -12,7 +12,6 @@ count, so that neither a power cut nor a damaged disk leaves wrong ones.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import zlib
@@ -29,27 +28,18 @@ from pipeline.artifacts.seal import sealed, unsealed
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import append_whole, open_own, read_own, refuse_link, write_atomic
 from pipeline.foundation.progress import say
+from train.evals.frozen.extraction.npy import (
+    ArraySpec,
+    make_room,
+    npy_header,
+    npy_size,
+    rows_checksum,
+    size_at,
+    write_at,
+)
 
 FEATURES_NAME, PASS_NAME, FEATURES_FORMAT = "features.json", "pass.json", "r2o.features"
 FEATURES_FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArraySpec:
-    """Shape and type of an array; its first axis is the images."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def row_bytes(self) -> int:
-        """Of one image."""
-        return int(np.prod(self.shape[1:])) * np.dtype(self.dtype).itemsize
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all images."""
-        return self.shape[0] * self.row_bytes
 
 
 @dataclass(kw_only=True)
@@ -98,7 +88,7 @@ class PassFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         begun = {"fingerprint": self.fingerprint, "arrays": _plain(specs)}
         done: dict[int, Mapping[str, int]] = {}
-        has_room = all(_size(self._part(name)) == _file_size(spec) for name, spec in specs.items())
+        has_room = all(size_at(self._part(name)) == npy_size(spec) for name, spec in specs.items())
         if has_room and _read_sealed(self.folder / PASS_NAME) == begun:
             done = self._done(specs)
         if done:
@@ -107,7 +97,7 @@ class PassFiles:
             self._clear()
             write_atomic(self.folder / PASS_NAME, json.dumps(sealed(begun)) + "\n")
             for name, spec in specs.items():
-                _make_room(self._part(name), spec)
+                make_room(self._part(name), spec)
         return [batch for batch in range(len(self.batches)) if batch not in done]
 
     def write(self, batch: int, arrays: Mapping[str, np.ndarray]) -> None:
@@ -119,7 +109,7 @@ class PassFiles:
             descriptor = open_own(self._part(name), os.O_WRONLY)
             try:
                 spec = ArraySpec(shape=(self.batches[-1].stop, *content.shape[1:]), dtype=content.dtype.name)
-                _write_at(descriptor, content, len(_header(spec)) + first * spec.row_bytes)
+                write_at(descriptor, content, len(npy_header(spec)) + first * spec.row_bytes)
             finally:
                 os.close(descriptor)
             sums[name] = zlib.crc32(content.data)
@@ -166,8 +156,8 @@ class PassFiles:
             self.folder.rmdir()
 
     def open(self, name: str) -> np.ndarray:
-        """A finished array as a memory map that cannot be written to."""
-        array: np.ndarray = np.load(self.path(name), mmap_mode="r", allow_pickle=False)
+        """A finished array as a memory map; what is written to it stays in memory, but torch wants to be able to."""
+        array: np.ndarray = np.load(self.path(name), mmap_mode="c", allow_pickle=False)
         return array
 
     def path(self, name: str) -> Path:
@@ -211,7 +201,9 @@ class PassFiles:
         if not compare:
             return noted
         arrays = {name: np.load(self._part(name), mmap_mode="r", allow_pickle=False) for name in specs}
-        return {b: s for b, s in noted.items() if all(_sum(a, self.batches[b]) == s[n] for n, a in arrays.items())}
+        return {
+            b: s for b, s in noted.items() if all(rows_checksum(a, self.batches[b]) == s[n] for n, a in arrays.items())
+        }
 
     def _is_note(self, line: Mapping[str, Any], specs: Mapping[str, ArraySpec]) -> bool:
         batch, sums = line.get("batch"), line.get("checksums")
@@ -220,17 +212,25 @@ class PassFiles:
 
     def _is_whole(self, path: Path, spec: ArraySpec, checksums: Sequence[int]) -> bool:
         refuse_link(path)
-        if _size(path) != _file_size(spec) or len(checksums) != len(self.batches):
+        if size_at(path) != npy_size(spec) or len(checksums) != len(self.batches):
             return False
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         fits = (array.shape, array.dtype.name) == (spec.shape, spec.dtype)
-        return fits and all(_sum(array, rows) == one for rows, one in zip(self.batches, checksums, strict=True))
+        return fits and all(
+            rows_checksum(array, rows) == one for rows, one in zip(self.batches, checksums, strict=True)
+        )
 
     def _clear(self) -> None:
         """Remove what only a pass needs while it runs, its own mark last."""
         for pattern in ("done-*.jsonl", "*.npy.part", PASS_NAME):
             for path in self.folder.glob(pattern):
                 path.unlink()
+
+
+def fingerprint_at(path: Path) -> str | None:
+    """The fingerprint in a `features.json` or `pass.json`; None where there is none that is whole."""
+    loaded = _read_sealed(path)
+    return None if loaded is None else str(loaded.get("fingerprint"))
 
 
 def batches_of(count: int, size: int) -> list[range]:
@@ -252,45 +252,3 @@ def _read_sealed(path: Path) -> dict[str, Any] | None:
         return unsealed(json.loads(content), required=True)
     except (ValueError, RecursionError):
         return None
-
-
-def _header(spec: ArraySpec) -> bytes:
-    """What a .npy file begins with."""
-    buffer = io.BytesIO()
-    description = {
-        "descr": np.lib.format.dtype_to_descr(np.dtype(spec.dtype)), "fortran_order": False, "shape": spec.shape,
-    }  # fmt: skip
-    np.lib.format.write_array_header_1_0(buffer, description)
-    return buffer.getvalue()
-
-
-def _make_room(path: Path, spec: ArraySpec) -> None:
-    """A file of the array's whole size, of zeros, so that a full disk is told of at once."""
-    header = _header(spec)
-    descriptor = open_own(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    try:
-        if hasattr(os, "posix_fallocate"):  # macOS has none, and finds a full disk later
-            os.posix_fallocate(descriptor, 0, len(header) + spec.num_bytes)
-        os.ftruncate(descriptor, len(header) + spec.num_bytes)
-        os.pwrite(descriptor, header, 0)
-    finally:
-        os.close(descriptor)
-
-
-def _write_at(descriptor: int, content: np.ndarray, offset: int) -> None:
-    left = content.data.cast("B")
-    while left:
-        written = os.pwrite(descriptor, left, offset)
-        left, offset = left[written:], offset + written
-
-
-def _sum(array: np.ndarray, rows: range) -> int:
-    return zlib.crc32(np.ascontiguousarray(array[rows.start : rows.stop]).data)
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
-
-
-def _file_size(spec: ArraySpec) -> int:
-    return len(_header(spec)) + spec.num_bytes

@@ -22,7 +22,8 @@ from pipeline.foundation.progress import Progress, say
 from train.distributed.collectives import agreed, from_main
 from train.distributed.world import World
 from train.evals.datasets.annotated import ImageList
-from train.evals.frozen.extraction.arrays import ArraySpec, PassFiles, batches_of
+from train.evals.frozen.extraction.arrays import PassFiles, batches_of
+from train.evals.frozen.extraction.npy import ArraySpec
 from train.evals.frozen.extraction.read_ahead import read_batches
 from train.models.frozen import FrozenFeatures, FrozenModel
 

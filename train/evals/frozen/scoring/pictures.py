@@ -63,13 +63,13 @@ def scores_sheet(images: ImageList, counts: ImageCounts, predict: Predict, needs
         maps = [_painted(resize_labels(one, size), needs, pixels) for one in (truth, predicted)]
         if needs != "labels":
             maps[0][resize_labels(truth, size) == 0] = NOTHING_COLOUR
-        rows.append((f"{name} {100 * ranked.scores[index]:.1f}", [pixels, *maps]))
+        rows.append([_captioned(pixels, f"{name}: {100 * ranked.scores[index]:.1f} %"), *maps])
     if not rows:
         return None
-    height = max(tiles[0].shape[0] for _, tiles in rows)
-    tiles = [[_caption(caption, height), *(_tile(tile, height) for tile in row)] for caption, row in rows]
+    height = max(row[0].shape[0] for row in rows)
+    tiles = [[_tile(picture, height) for picture in row] for row in rows]
     buffer = io.BytesIO()
-    sheet(tiles, ["own score, %", "image", "truth", "prediction"]).save(buffer, format="PNG")
+    sheet(tiles, ["image, and its own score", "truth", "prediction"]).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -106,7 +106,10 @@ def _tile(picture: UInt8[np.ndarray, "h w 3"], height: int) -> UInt8[np.ndarray,
     return tile
 
 
-def _caption(text: str, height: int) -> UInt8[np.ndarray, "height wide 3"]:
-    tile = Image.new("RGB", (TILE, height), "white")
-    ImageDraw.Draw(tile).text((4, 4), text, fill="black")
-    return np.asarray(tile)
+def _captioned(picture: UInt8[np.ndarray, "h w 3"], text: str) -> UInt8[np.ndarray, "h w 3"]:
+    drawn = Image.fromarray(picture)
+    draw = ImageDraw.Draw(drawn)
+    left, top, right, bottom = draw.textbbox((3, 2), text)
+    draw.rectangle((left - 3, top - 2, right + 3, bottom + 2), fill="black")
+    draw.text((3, 2), text, fill="white")
+    return np.asarray(drawn)

@@ -90,5 +90,5 @@ def _why_not(protocol: FrozenProtocol, data: DataSet, *, asked_for: bool) -> str
     if protocol.fits and (data.train is None or protocol.needs not in data.train_has):
         return f"it fits on a training part, and there is none with {protocol.needs}"
     if protocol.layouts and data.layout not in protocol.layouts and not asked_for:
-        return f"it is for {' and '.join(protocol.layouts)}; name it by --protocols to run it on others"
+        return f"it is for layout {' and '.join(protocol.layouts)}; name it by --protocols to run it on this one"
     return None
