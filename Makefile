@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo scenes shards verify preview pretrain export results test quick fuzz gpu-day same-behaviour lint bench bench-shards bench-stream bench-step bench-train clean
+.PHONY: help install demo scenes shards verify preview pretrain export features results test quick fuzz gpu-day same-behaviour lint bench bench-shards bench-stream bench-step bench-train clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,20 +11,25 @@ TESTS ?= not slow and not system and not gpu
 PYTEST_ARGS ?=
 
 # What the user gives reaches the recipes as it was typed, through the environment: neither make nor a shell reads it.
-GIVEN := PYTHON VENV WORK TESTS IMAGES SHARDS RUN CONFIG NPROC INIT FORMAT HEADS CHECKPOINT SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS BUDGET DRY PARTS DATA BEFORE N SEED FROM
+GIVEN := PYTHON VENV WORK TESTS IMAGES SHARDS RUN CONFIG NPROC INIT FORMAT HEADS CHECKPOINT SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS BUDGET DRY PARTS DATA BEFORE N SEED WEIGHTS BACKBONE PROTOCOLS FROM
 # An evaluation is a command of train/evals: `make eval-x RUN=… X=…` hands the folder X on as --x.
 ALPHABET := a:A b:B c:C d:D e:E f:F g:G h:H i:I j:J k:K l:L m:M n:N o:O p:P q:Q r:R s:S t:T u:U v:V w:W x:X y:Y z:Z
 CAPITAL = $(eval CAPITALS := $(subst $(firstword $(subst :, ,$1)),$(lastword $(subst :, ,$1)),$(CAPITALS)))
 upper = $(strip $(eval CAPITALS := $1)$(foreach l,$(ALPHABET),$(call CAPITAL,$l))$(CAPITALS))
 EVALS := $(filter-out __init__ trials,$(basename $(notdir $(wildcard train/evals/*.py))))
 GIVEN += $(foreach e,$(EVALS),$(call upper,$e))
+# A protocol on frozen features is a file of train/evals/frozen/protocols; eval-frozen runs all that the data allow.
+FROZEN := frozen $(filter-out __init__,$(basename $(notdir $(wildcard train/evals/frozen/protocols/*.py))))
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 export PYTHONUTF8 = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
+COMMA := ,
+SPACE := $(subst ,, )
 STAMP = $(VENV)/.installed
 R2O = "$$VENV/bin/python" -m pipeline.cli
+OF_WEIGHTS = "--weights=$$WEIGHTS" "--data=$$DATA" $${FORMAT:+"--format=$$FORMAT"} $${BACKBONE:+"--backbone=$$BACKBONE"} $${NPROC:+"--nproc=$$NPROC"}
 SETTINGS = $${CONFIG:+"--config=$$CONFIG"} $${SET:+--set $$SET}
 
 usage-scenes = make scenes OUT=<new folder>
@@ -36,6 +41,9 @@ usage-same-behaviour = make same-behaviour BEFORE=<another checkout> [OUT=<folde
 usage-export = make export RUN=<folder of a run> OUT=<file.pth> [FORMAT=torchvision|timm|detectron2|mmseg] [HEADS=1] [CHECKPOINT=<file>]
 usage-results = make results FROM=<folder of results> [FORMAT=text|markdown|csv] [OUT=<file>] [PNG=<new file>]
 $(foreach e,$(EVALS),$(eval usage-eval-$e = make eval-$e RUN=<folder of a run> $(call upper,$e)=<folder of its data>))
+of-weights = WEIGHTS=<file, folder of a run, random or random-bn> DATA=<folder of annotated images>
+$(foreach e,$(FROZEN),$(eval usage-eval-$e = make eval-$e $(of-weights) [FORMAT=auto] [BACKBONE=<name>] [CHECKPOINT=<file>] [OUT=<folder>]))
+usage-features = make features WEIGHTS=<weights, as above> DATA=<folder of images> OUT=<new folder> [FORMAT=auto] [BACKBONE=<name>]
 
 help:
 	@echo 'make demo        the whole pipeline on generated images, in minutes; results in WORK=runs/demo'
@@ -45,6 +53,10 @@ help:
 	@echo '$(usage-preview)'
 	@echo '$(usage-pretrain)'
 	@$(foreach e,$(EVALS),echo '$(usage-eval-$e)';)
+	@echo '$(usage-eval-frozen)'
+	@echo '                 scores frozen features of anybody'"'"'s weights, by PROTOCOLS=$(subst $(SPACE),$(COMMA),$(strip $(filter-out frozen,$(FROZEN)))) or all that the data allow'
+	@echo '                 make eval-<protocol> runs that one'
+	@echo '$(usage-features)'
 	@echo '$(usage-results)'
 	@echo '$(usage-export)'
 	@echo '                 each of these also takes CONFIG=<file of configs/> and SET="section.key=value …"'
@@ -86,6 +98,17 @@ eval-$1: need-RUN need-$2 $$(STAMP)
 	@set -f; $$(R2O) eval-$1 "--run=$$$$RUN" "--$1=$$$$$2" $$(SETTINGS)
 endef
 $(foreach e,$(EVALS),$(eval $(call evaluation,$e,$(call upper,$e))))
+
+define frozen-evaluation
+.PHONY: eval-$1
+eval-$1: need-WEIGHTS need-DATA $$(STAMP)
+	@set -f; $$(R2O) eval-$1 $$(OF_WEIGHTS) $$$${CHECKPOINT:+"--checkpoint=$$$$CHECKPOINT"} $$$${OUT:+"--out=$$$$OUT"} $2 $$(SETTINGS)
+endef
+$(eval $(call frozen-evaluation,frozen,$$$${PROTOCOLS:+"--protocols=$$$$PROTOCOLS"}))
+$(foreach e,$(filter-out frozen,$(FROZEN)),$(eval $(call frozen-evaluation,$e,)))
+
+features: need-WEIGHTS need-DATA need-OUT $(STAMP)
+	@set -f; $(R2O) features $(OF_WEIGHTS) "--out=$$OUT" $(SETTINGS)
 
 need-%:
 	@test -n "$$$*" || { echo 'r2o: error: $* is missing: $(usage-$(firstword $(MAKECMDGOALS)))' >&2; exit 2; }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pipeline.config import code_version
 from pipeline.foundation.errors import exit_code_of
-from pipeline.verbs import results, shards, training, workflow
+from pipeline.verbs import evaluations, results, shards, training, workflow
 from pipeline.verbs.arguments import Parser, with_config
 
 
@@ -30,6 +30,7 @@ def parser() -> Parser:
     of_stage = with_config()
     shards.add_verbs(verbs, of_stage)
     training.add_verbs(verbs, of_stage)
+    evaluations.add_verbs(verbs, of_stage)
     workflow.add_verbs(verbs)
     results.add_verbs(verbs)
     return made

@@ -13,7 +13,8 @@ from pydantic import Field, create_model
 from pipeline.foundation.settings import SECTIONS, Settings, load_settings
 from pipeline.stages import EVALUATIONS
 from preprocess.config import SceneSettings, ShardSettings
-from train.config.evals import EvaluationSettings
+from train.config.evaluation import EvaluationSettings
+from train.config.frozen import EvalFrozenSettings
 from train.config.pretrain import PretrainSettings
 
 
@@ -26,6 +27,7 @@ class WorkflowSettings(Settings):
     work: Path | None = Field(None, description="folder of all results; runs/<name of the config> where not given")
     images: Path | None = Field(None, description="folder to pretrain on; the embedded scenes where not given")
     nproc: Annotated[int, Field(gt=0)] = Field(1, description="training processes on this machine")
+    frozen: Path | None = Field(None, description="folder of annotated images, to score frozen features on")
     preview_images: Annotated[int, Field(gt=0)] = Field(24, description="tiles of the contact sheet")
 
     def data_of(self, evaluation: str) -> Path | None:
@@ -51,13 +53,15 @@ class Recipe:
     shards: ShardSettings
     pretrain: PretrainSettings
     evaluations: Mapping[str, EvaluationSettings]
+    frozen: EvalFrozenSettings
     workflow: WorkflowSettings
 
 
 def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """All sections of a config file. Raises InputError for the first mistake in any of them."""
     of_evaluations = {name: evaluation.settings for name, evaluation in EVALUATIONS.items()}
-    known = (*SECTIONS[:-1], *(model.SECTION for model in of_evaluations.values()), *SECTIONS[-1:])
+    named = [model.SECTION for model in of_evaluations.values()]
+    known = (*SECTIONS[:-1], EvalFrozenSettings.SECTION, *named, *SECTIONS[-1:])
     return Recipe(
         scenes=load_settings(SceneSettings, "scenes", path, overrides, known),
         shards=load_settings(ShardSettings, "shards", path, overrides, known),
@@ -65,6 +69,7 @@ def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Reci
         evaluations={
             name: load_settings(model, model.SECTION, path, overrides, known) for name, model in of_evaluations.items()
         },
+        frozen=load_settings(EvalFrozenSettings, EvalFrozenSettings.SECTION, path, overrides, known),
         workflow=load_settings(workflow_model(), "workflow", path, overrides, known),
     )
 

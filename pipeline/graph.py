@@ -31,6 +31,7 @@ from pipeline.stages import (
     EVALUATIONS,
     Stage,
     evaluation_stage,
+    frozen_stage,
     pretrain_stage,
     preview_stage,
     scenes_stage,
@@ -78,6 +79,8 @@ def workflow(recipe: Recipe, *, work: Path, options: tuple[str, ...] = ()) -> tu
         if data := settings.data_of(name) or generated:
             made = evaluation_stage(evaluation, recipe.evaluations[name], run=run, data=data, options=options)
             stages.append(made)
+    if settings.frozen:
+        stages.append(frozen_stage(recipe.frozen, weights=str(run), data=[settings.frozen], options=options))
     return tuple(_connected(stages))
 
 

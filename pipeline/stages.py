@@ -11,13 +11,17 @@ from typing import Any
 from pipeline.artifacts.manifest import MANIFEST_NAME
 from pipeline.artifacts.run_files import (
     BACKBONE_NAME,
+    KEYS_NAME,
     PANELS_FOLDER,
     PREDICTIONS_NAME,
     RESULTS_NAME,
+    SUMMARY_NAME,
     evaluation_folder,
 )
 from preprocess.config import SceneSettings, ShardSettings
-from train.config.evals import EvaluationSettings, EvalVocSettings
+from train.config.evals import EvalVocSettings
+from train.config.evaluation import EvaluationSettings
+from train.config.frozen import EvalFrozenSettings
 from train.config.pretrain import PretrainSettings
 
 # What options, settings of the workflow, and variables of the Makefile or the shell are called already.
@@ -25,7 +29,7 @@ TAKEN_NAMES = frozenset(
     {
         "work", "images", "nproc", "run", "config", "set", "path", "home", "shell", "data", "shards", "out", "png",
         "init", "format", "heads", "checkpoint", "overwrite", "repair", "python", "venv", "tests", "before", "parts",
-        "n", "seed", "from",
+        "n", "seed", "from", "frozen", "weights", "backbone", "protocols", "features",
     }
 )  # fmt: skip
 
@@ -233,4 +237,50 @@ def evaluation_stage(
             (f"{evaluation.title} predictions", out / PREDICTIONS_NAME),
         ),
         reconciles=True,  # every trial is stored by itself (train.evals.trials)
+    )
+
+
+def frozen_stage(
+    settings: EvalFrozenSettings,
+    *,
+    weights: str,
+    data: Sequence[Path],
+    out: Path | None = None,
+    options: tuple[str, ...] = (),
+    nproc: int = 1,
+) -> Stage:
+    """The protocols on frozen features.
+
+    Args:
+        out: where results go; None: of a run RUN/eval-frozen, else a folder below runs/eval-frozen.
+        options: `--out` among them, where it is given.
+    """
+    results = out or Path(weights) / evaluation_folder("frozen")
+    return Stage(
+        name=evaluation_folder("frozen"),
+        module="train.evals.frozen.score",
+        arguments=(f"--weights={weights}", *(f"--data={folder}" for folder in data), *options),
+        output=results,
+        marker=results / SUMMARY_NAME,
+        inputs={"weights": Path(weights), **{f"data{number or ''}": folder for number, folder in enumerate(data)}},
+        settings=settings.content(),
+        resources=Resources(processes=nproc),
+        shows=(("scores of frozen features", results / SUMMARY_NAME),),
+        reconciles=True,  # every result is stored by itself (train.evals.frozen.scoring)
+    )
+
+
+def features_stage(
+    settings: EvalFrozenSettings, *, weights: str, data: Path, out: Path, options: tuple[str, ...] = (), nproc: int = 1
+) -> Stage:
+    """Features of a folder of images as .npy files. No part of the graph."""
+    return Stage(
+        name="features",
+        module="train.evals.frozen.features",
+        arguments=(f"--weights={weights}", f"--data={data}", f"--out={out}", *options),
+        output=out,
+        marker=out / KEYS_NAME,
+        inputs={"weights": Path(weights), "data": data},
+        settings=settings.content(),
+        resources=Resources(processes=nproc),
     )

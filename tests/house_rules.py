@@ -55,7 +55,8 @@ RULES = (
          "batches know no trainer; `Batch` of the model is what they are made for"),
     Rule("train.run", ("train.engine",), (), "what surrounds a run does not know its steps"),
     Rule("train.evals", ("train.engine", "train.run"), (), "anybody's backbone is evaluated, without a run of ours"),
-    Rule("train.evals", ("train.data",), ("train.data.shards",), "its superpixels lie in shards; batches are a run's"),
+    Rule("train.evals", ("train.data",), ("train.data.shards", "train.data.resize"),
+         "its superpixels lie in shards, and its images are resized as a run's; batches are a run's"),
     Rule("train.evals", ("train.r2o",), (), "an evaluation is not part of the method",
          but=("train.evals.frozen",)),  # its masks, and K-means, are what some protocols look at
 )  # fmt: skip

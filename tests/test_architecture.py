@@ -18,7 +18,7 @@ from tests.house_rules import METHOD_ARROWS, PACKAGES, RULES, Rule
 
 ROOT = Path(__file__).parents[1]
 NO_COMMAND = {"preprocess.shards.worker"}  # started by its own parent alone
-SHARED_NAMES = {"main", "add_verbs", "P", "R", "T", "S", "E"}  # of commands, of verbs, of type variables
+SHARED_NAMES = {"main", "add_verbs", "score", "P", "R", "T", "S", "E"}  # of commands, verbs, protocols, type variables
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc"}
 HEAVY = ("torch", "ray", "webdataset")
 MOST_FILES, MOST_LINES = 12, 300

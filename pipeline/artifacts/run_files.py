@@ -13,6 +13,8 @@ PANELS_FOLDER = "panels"
 BACKBONE_NAME = "backbone.pt"
 RESULTS_NAME = "results.json"  # in an evaluation's own folder, written last
 PREDICTIONS_NAME = "predictions.png"
+KEYS_NAME = "keys.json"  # of written features, a key a row
+SUMMARY_NAME = "summary.json"  # of all protocols on frozen features, written last
 
 
 def evaluation_folder(name: str) -> str:

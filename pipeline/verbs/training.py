@@ -1,9 +1,8 @@
-"""The verbs of pretraining and of what comes of it: pretrain, export, and one for each evaluation."""
+"""The verbs of pretraining and of what comes of it: pretrain, export."""
 
 from __future__ import annotations
 
 import argparse
-from functools import partial
 
 from pipeline import stages
 from pipeline.artifacts.manifest import Manifest
@@ -12,7 +11,6 @@ from pipeline.estimates.pretrain import check_pretrain, describe
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.settings import dump_settings
 from pipeline.launchers import local
-from pipeline.stages import EVALUATIONS, Evaluation
 from pipeline.verbs.arguments import Parser, Verbs, count, options_of, path, place, recipe_of
 from train.config.batches import plan_batches
 
@@ -36,12 +34,6 @@ def add_verbs(verbs: Verbs[Parser], of_stage: Parser) -> None:
     export.add_argument("--checkpoint", type=path, help="take the weights of this checkpoint of the run")
     export.add_argument("--heads", action="store_true", help="also write projector and predictor")
     export.set_defaults(verb=_export)
-    for evaluation in EVALUATIONS.values():
-        parser = verbs.add_parser(evaluation.verb, parents=[of_stage], help=evaluation.help)
-        parser.add_argument("--run", type=path, required=True, help="folder of a finished pretraining run")
-        option, metavar = f"--{evaluation.name}", evaluation.name.upper()
-        parser.add_argument(option, type=path, required=True, dest="data", metavar=metavar, help=evaluation.data)
-        parser.set_defaults(verb=partial(_evaluate, evaluation))
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
@@ -73,14 +65,3 @@ def _export(arguments: argparse.Namespace) -> int:
     options = [f"--format={arguments.format}", *(["--heads"] if arguments.heads else [])]
     options += [f"--checkpoint={arguments.checkpoint}"] if arguments.checkpoint else []
     return local.start(stages.export_stage(run=arguments.run, out=arguments.out, options=tuple(options)))
-
-
-def _evaluate(evaluation: Evaluation, arguments: argparse.Namespace) -> int:
-    stage = stages.evaluation_stage(
-        evaluation,
-        recipe_of(arguments).evaluations[evaluation.name],
-        run=arguments.run,
-        data=arguments.data,
-        options=options_of(arguments),
-    )
-    return local.start(stage)

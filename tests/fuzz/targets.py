@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
-from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.artifacts.manifest import Manifest
-from pipeline.artifacts.results import Results, encode_results
 from pipeline.artifacts.sample import decode_label_map, encode_label_map
-from pipeline.artifacts.scores import ImageCounts, read_counts, read_scores, write_scores
-from pipeline.foundation.errors import InputError
 from pipeline.foundation.settings import dump_settings, load_settings
-from pipeline.report.measured import read_measurements
 from pipeline.states import StageState, read_state, write_state
 from preprocess.config import ShardSettings
 from preprocess.shards.job import ShardJob
@@ -27,29 +19,18 @@ from preprocess.shards.make_one import make_shard
 from preprocess.shards.plan import Plan
 from preprocess.shards.second_try import unread_before
 from preprocess.sources.list_images import list_images
+from tests.fuzz.evaluation_targets import EVALUATION_TARGETS
+from tests.fuzz.target import Refused, Target
 from tests.train.conftest import write_images, write_shards
 from train.config.batches import plan_batches
 from train.config.pretrain import PretrainSettings
 from train.data.shards.files import ShardFiles
 from train.engine.checkpoint import read_checkpoint
-from train.evals.segmentation.voc_folder import VocFolder
-from train.evals.trials import Outcome, Trial, TrialSet
 from train.models.backbone import make_backbone
-from train.models.backbone_file import ExportedBackbone, load_backbone, save_backbone
-from train.models.formats import load_init, to_format, write_weights
+from train.models.backbone_file import read_backbone, save_backbone
+from train.models.formats import to_format, write_weights
+from train.models.weights.init import load_init
 from train.run.folder import RunFolder, read_record, run_settings
-
-
-class Target(NamedTuple):
-    """A file, and what a command makes of it. `is_users`: another content is another input, and no fault."""
-
-    path: Path
-    read: Callable[[], Any]
-    is_users: bool = False
-
-
-class Refused(InputError):
-    """What is found out is put right without a word: the content is not taken."""
 
 
 def a_set(root: Path) -> Path:
@@ -169,7 +150,7 @@ def backbone(root: Path) -> Target:
     torch.manual_seed(0)
     path = root / "backbone.pt"
     save_backbone(path, make_backbone("resnet18"), name="resnet18", fingerprint="f" * 64)
-    return Target(path, lambda: vars(load_backbone(path)))
+    return Target(path, lambda: vars(read_backbone(path)))
 
 
 def exported(root: Path) -> Target:
@@ -177,76 +158,6 @@ def exported(root: Path) -> Target:
     path, weights = root / "out.safetensors", to_format(make_backbone("resnet18").state_dict(), "resnet18", "timm")
     write_weights(path, weights, "timm", metadata={"backbone": "resnet18"})
     return Target(path, lambda: load_init(path, "resnet18").weights)
-
-
-def results(root: Path) -> Target:
-    spread = {"miou": {"mean": 0.5, "std": None, "n": 1}, "by_seed": {"0": {"miou": 0.5}}}
-    members = {
-        "format_version": 2,
-        "fingerprint": fingerprint(x=1),
-        "protocol": {"epochs": 3},
-        "backbone": {"name": "resnet18", "run_fingerprint": "f" * 64},
-        "versions": {"torch": "2"},
-        "inits": {"run": spread, "random": spread},
-    }
-    path = root / "results.json"
-    path.write_text(encode_results(members))
-    return Target(path, lambda: Results.read(path))
-
-
-def a_score(root: Path) -> Path:
-    members = {
-        "fingerprint": "f" * 64, "seed": 0, "scores": {"miou": 0.5}, "per_class": {}, "chosen": {}, "seconds": {},
-        "protocol": {"id": "r2o.knn/1", "name": "knn", "headline": "miou", "settings": {"k": [1, 3]}}, "versions": {},
-        "weights": {
-            "label": "w", "backbone": "resnet18", "format": "timm", "sha256": "0" * 64, "batch_norm": "weights",
-            "loaded": 1.0,
-        },
-        "data": {"name": "d", "layout": "voc", "fingerprint": "d" * 64, "images": {"val": 2}, "notes": ["n"]},
-    }  # fmt: skip
-    write_scores(root, members, names=("a", "b"), counts={"miou": ImageCounts("iou", np.eye(2), np.ones((2, 2)))})
-    return root / "results.json"
-
-
-def scores(root: Path) -> Target:
-    path = a_score(root)
-
-    def read() -> Any:
-        measurements, damaged = read_measurements([path])
-        if damaged:
-            raise InputError(damaged[0])
-        return [vars(one) for one in measurements]
-
-    return Target(path, read)
-
-
-def image_counts(root: Path) -> Target:
-    found = read_scores(a_score(root).parent)
-    assert found is not None
-    return Target(root / "per_image.npz", lambda: read_counts(root, found))
-
-
-def trial(root: Path) -> Target:
-    weights = ExportedBackbone(name="resnet18", mean=(0.0,), std=(1.0,), fingerprint="f" * 64, state_dict={})
-    trials = TrialSet(
-        inits=("run",),
-        seeds=(0,),
-        protocol={},
-        version=1,
-        data={},
-        backbone=weights,
-        backbone_sha256="0" * 64,
-        folder=root,
-    )
-    png = io.BytesIO()
-    Image.new("L", (3, 3)).save(png, "PNG")
-    outcome = Outcome({"confusion": [[5, 1], [2, 7]], "loss": [{"step": 0, "loss": 0.25}]}, png.getvalue())
-    trials.records(lambda one: outcome, fits=lambda record: True)
-
-    def again(one: Trial) -> Outcome:
-        raise Refused("run-seed0.json: scored again")
-
-    return Target(root / "run-seed0.json", lambda: trials.records(again, fits=lambda record: True))
 
 
 def stage_state(root: Path) -> Target:
@@ -270,19 +181,7 @@ def label_map(root: Path) -> Target:
     return Target(path, read)
 
 
-def voc_mask(root: Path) -> Target:
-    for name in ("JPEGImages", "SegmentationClass"):
-        (root / name).mkdir()
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(root / "JPEGImages" / "a.jpg")
-    mask = Image.fromarray(np.kron(rng.integers(0, 21, (4, 5), dtype=np.uint8), np.ones((10, 10), np.uint8)))
-    mask.putpalette(list(range(256)) * 3)
-    mask.save(root / "SegmentationClass" / "a.png")
-    file = VocFolder.open(root).file("a")
-    return Target(file.mask, lambda: file.read(21).sample.labels)
-
-
 TARGETS: tuple[Callable[..., Target], ...] = (
     manifest, index, shard, quarantine, job_record, job_note, run_record, run_config, users_config, checkpoint,
-    backbone, exported, results, scores, image_counts, trial, stage_state, label_map, voc_mask,
+    backbone, exported, stage_state, label_map, *EVALUATION_TARGETS,
 )  # fmt: skip

@@ -17,7 +17,8 @@ import torch
 
 from pipeline.foundation.errors import InputError
 from tests.fuzz.mutations import mutations
-from tests.fuzz.targets import TARGETS, Target
+from tests.fuzz.target import Target
+from tests.fuzz.targets import TARGETS
 from train.run import folder
 
 COUNT, SEED = int(os.environ.get("R2O_FUZZ") or 180), int(os.environ.get("R2O_FUZZ_SEED") or 0)

@@ -13,7 +13,8 @@ from pipeline.graph import workflow
 from pipeline.launchers import local
 from pipeline.stages import EVALUATIONS, Evaluation, Stage
 from train.config import evals
-from train.config.evals import EvaluationSettings, all_sections, load_evaluation_settings
+from train.config.evals import all_sections, load_evaluation_settings
+from train.config.evaluation import EvaluationSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,7 +89,7 @@ def test_make_offers_the_evaluations_that_there_are() -> None:
 
 def test_sections_of_the_settings_are_those_of_the_table() -> None:
     sections = [evaluation.settings.SECTION for evaluation in EVALUATIONS.values()]
-    assert all_sections() == ("scenes", "shards", "pretrain", *sections, "workflow")
+    assert all_sections() == ("scenes", "shards", "pretrain", "eval_frozen", *sections, "workflow")
 
 
 def test_a_name_that_is_taken_makes_no_evaluation(made_up: Evaluation) -> None:

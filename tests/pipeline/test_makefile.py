@@ -36,6 +36,9 @@ class Checkout:
         for name in ("voc", "x", "trials"):  # what is in train/evals makes the verbs of evaluations
             (folder / "train" / "evals").mkdir(parents=True, exist_ok=True)
             (folder / "train" / "evals" / f"{name}.py").touch()
+        (folder / "train" / "evals" / "frozen" / "protocols").mkdir(parents=True)
+        for name in ("__init__", "linear", "knn"):  # what is there makes the verbs of protocols
+            (folder / "train" / "evals" / "frozen" / "protocols" / f"{name}.py").touch()
         self.python = folder / "fake-python"
         self.python.write_text(RECORDER)
         self.python.chmod(0o755)
@@ -71,6 +74,9 @@ def checkout(tmp_path: Path) -> Checkout:
         ("pretrain", ("SHARDS", "RUN"), ["pretrain", "--shards=", "--run="]),
         ("eval-voc", ("RUN", "VOC"), ["eval-voc", "--run=", "--voc="]),
         ("eval-x", ("RUN", "X"), ["eval-x", "--run=", "--x="]),
+        ("eval-frozen", ("WEIGHTS", "DATA"), ["eval-frozen", "--weights=", "--data="]),
+        ("eval-knn", ("WEIGHTS", "DATA"), ["eval-knn", "--weights=", "--data="]),
+        ("features", ("WEIGHTS", "DATA", "OUT"), ["features", "--weights=", "--data=", "--out="]),
         ("scenes", ("OUT",), ["scenes", "--out="]),
     ],
 )
@@ -114,6 +120,20 @@ def test_export_and_init_are_passed_on_as_typed(checkout: Checkout) -> None:
 
 
 @pytest.mark.processes
+def test_what_is_said_of_weights_is_passed_on_as_typed(checkout: Checkout) -> None:
+    given = {"FORMAT": f"f {ODD}", "BACKBONE": f"b {ODD}", "NPROC": f"n {ODD}"}
+    more = {"CHECKPOINT": f"c {ODD}", "OUT": f"o {ODD}", "PROTOCOLS": f"p {ODD}"}
+    checkout.make("eval-frozen", "WEIGHTS=w", "DATA=d", *(f"{k}={v}" for k, v in {**given, **more}.items()))
+    (call,) = checkout.calls
+    options = [f"--{name.lower()}={value}" for name, value in {**given, **more}.items()]
+    assert call[2:] == ["eval-frozen", "--weights=w", "--data=d", *options]
+    checkout.make("eval-linear", "WEIGHTS=w", "DATA=d", "PROTOCOLS=knn", "SET=eval_frozen.linear.size=64 a.b=[*]")
+    (call,) = checkout.calls
+    assert call[2:] == ["eval-linear", "--weights=w", "--data=d", "--set", "eval_frozen.linear.size=64", "a.b=[*]"]
+    assert not list(checkout.folder.rglob("pwned"))
+
+
+@pytest.mark.processes
 def test_results_are_passed_on_as_typed(checkout: Checkout) -> None:
     checkout.make("results", f"FROM=-f {ODD}")
     (call,) = checkout.calls
@@ -142,6 +162,8 @@ def test_demo_is_the_workflow_of_its_config(checkout: Checkout) -> None:
         (["shards"], "IMAGES"), (["shards", "IMAGES=x"], "SHARDS"), (["pretrain", "SHARDS=x"], "RUN"),
         (["export", "OUT=x"], "RUN"), (["export", "RUN=x"], "OUT"),
         (["eval-voc", "RUN=x"], "VOC"), (["eval-x", "RUN=x"], "X"),
+        (["eval-frozen", "DATA=x"], "WEIGHTS"), (["eval-linear", "WEIGHTS=x"], "DATA"),
+        (["features", "WEIGHTS=x", "DATA=y"], "OUT"),
         (["preview", "SHARDS=x"], "PNG"), (["results"], "FROM"), (["shards", "IMAGES=", "SHARDS=x"], "IMAGES"),
     ],
 )  # fmt: skip
@@ -186,7 +208,10 @@ def test_a_failed_install_leaves_no_valid_stamp(tmp_path: Path) -> None:
 def test_without_a_goal_the_verbs_are_printed(checkout: Checkout) -> None:
     done = checkout.make()
     assert checkout.calls == []
-    verbs = "demo shards preview pretrain export results eval-voc eval-x test quick fuzz lint bench gpu-day"
+    verbs = (
+        "demo shards preview pretrain export results eval-voc eval-x eval-frozen features test quick fuzz lint bench "
+        "gpu-day"
+    )
     for verb in verbs.split():
         assert f"make {verb}" in done.stdout
 

@@ -22,7 +22,7 @@ from pipeline.foundation.files import sha256_of
 from train import pretrain
 from train.engine.checkpoint import checkpoints, read_checkpoint
 from train.export import export
-from train.models.backbone_file import load_backbone
+from train.models.backbone_file import read_backbone
 from train.run.log import read_log
 
 pytestmark = pytest.mark.processes
@@ -83,7 +83,7 @@ def test_the_run_folder_explains_itself(undisturbed: Path) -> None:
     assert record["versions"]["torch"] == torch.__version__
     assert yaml.safe_load((undisturbed / "config.yaml").read_text())["pretrain"]["optim"]["momentum"] == 0.9
     assert [p.name for p in checkpoints(undisturbed)] == ["step-00000012.pt", "step-00000016.pt"]
-    assert load_backbone(undisturbed / "backbone.pt").name == "resnet18"
+    assert read_backbone(undisturbed / "backbone.pt").name == "resnet18"
 
 
 def test_the_log_tells_every_step_by_its_schedule(undisturbed: Path) -> None:
@@ -174,12 +174,12 @@ def test_a_run_begins_with_given_weights_and_is_another_run_for_it(
     assert record["fingerprint"] != json.loads((undisturbed / "run.json").read_text())["fingerprint"]
     oldest = checkpoints(tmp_path / "run")[0]
     first = read_checkpoint(oldest)["model"]
-    trained = load_backbone(undisturbed / "backbone.pt").state_dict
+    trained = read_backbone(undisturbed / "backbone.pt").state_dict
     for name, value in trained.items():  # step 0 has a learning rate of 0, so nothing but statistics has moved
         if oldest.stem <= "step-00000001" and "running" not in name and "num_b" not in name:
             assert torch.equal(first[f"online.backbone.{name}"], value)
             assert torch.equal(first[f"target.backbone.{name}"], value)
-    torch.save(load_backbone(undisturbed / "backbone.pt").state_dict, tmp_path / "other.pth")
+    torch.save(read_backbone(undisturbed / "backbone.pt").state_dict, tmp_path / "other.pth")
     for other in ([], [f"--init={tmp_path / 'other.pth'}"]):
         again = start(shards, tmp_path / "run", config, *other)
         assert "holds another run (another --init)" in again.communicate()[1]
@@ -213,7 +213,7 @@ def test_a_run_is_exported_with_a_card_whose_code_loads_it(
     names: dict[str, object] = {}
     exec(card.split("```python\n")[1].split("```")[0], names)
     loaded = names["model"].state_dict()  # type: ignore[attr-defined]
-    assert all(torch.equal(loaded[k], v) for k, v in load_backbone(undisturbed / "backbone.pt").state_dict.items())
+    assert all(torch.equal(loaded[k], v) for k, v in read_backbone(undisturbed / "backbone.pt").state_dict.items())
 
 
 def test_a_checkpoint_of_an_unfinished_run_is_exported(undisturbed: Path, tmp_path: Path) -> None:

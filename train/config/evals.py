@@ -8,14 +8,10 @@ from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from pipeline.foundation.settings import SECTIONS, Seed, Settings, load_settings
+from pipeline.foundation.settings import SECTIONS, Seed, load_settings
+from train.config.evaluation import EvaluationSettings
+from train.config.frozen import EvalFrozenSettings  # noqa: F401 - `all_sections` looks for it
 from train.config.numbers import Positive, Probability, Range, Rate
-
-
-class EvaluationSettings(Settings):
-    """Base of every evaluation's settings; `SECTION` is its section of a config file, `eval_<name>`."""
-
-    SECTION: ClassVar[str]
 
 
 class SegmentationSettings(EvaluationSettings):
@@ -98,6 +94,6 @@ def load_evaluation_settings(model: type[E], path: Path | None = None, overrides
 
 
 def all_sections() -> tuple[str, ...]:
-    """Every section that a config file may have, those of the evaluations of this file among them."""
+    """Every section that a config file may have, those of the evaluations that this file knows among them."""
     kinds = [one for one in globals().values() if isinstance(one, type) and issubclass(one, EvaluationSettings)]
     return (*SECTIONS[:-1], *(one.SECTION for one in kinds if "SECTION" in vars(one)), *SECTIONS[-1:])

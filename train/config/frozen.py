@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.foundation.settings import Seed, Settings
+from train.config.evaluation import EvaluationSettings
 from train.config.numbers import Positive, Rate
 
 Annotation = Literal["labels", "objects", "boxes", "class_id"]
@@ -56,12 +57,22 @@ class ContextSettings(ProtocolSettings):
 
 
 class OverclusteringSettings(ProtocolSettings):
-    """Overclustering (Ziegler and Asano 2022, Leopart): K-means of the cells of val, clusters matched to classes."""
+    """Overclustering (Ziegler and Asano 2022, Leopart): K-means of the cells of val, clusters matched to classes.
+
+    Attributes:
+        pca: principal components of the standardised channels that are kept.
+        restarts: of K-means; the least inertia wins.
+        rows_per_cluster: centres are fitted to so many cells a cluster at most, as faiss does.
+        score_size: clusters and labels are compared at score_size × score_size pixels.
+    """
 
     seeds: Seeds = (0, 1, 2, 3, 4)
     pca: Positive | None = 50
     clusters: Positive = 500
-    iterations: Positive = 50
+    iterations: Positive = 100
+    restarts: Positive = 5
+    rows_per_cluster: Positive = 256
+    score_size: Positive = 100
 
 
 class DiscoverySettings(ProtocolSettings):
@@ -82,12 +93,16 @@ class ClassesSettings(ProtocolSettings):
 
 
 class CubSettings(ProtocolSettings):
-    """Unsupervised segmentation of birds (Table 3): K-means of each image, one segment matched to the bird."""
+    """Unsupervised segmentation of birds (Table 3): K-means of each image, one segment matched to the bird.
+
+    The paper states K alone. L2-normalised cells are what the method itself clusters.
+    """
 
     level: Level = "c4"
     clusters: Positive = 5
-    restarts: Positive = 10
+    restarts: Positive = Field(10, description="the one of least inertia counts")
     iterations: Positive = 50
+    normalize_features: bool = Field(True, description="L2-normalise cells before K-means")
 
 
 class AboSettings(ProtocolSettings):
@@ -122,20 +137,25 @@ class FrozenDataSettings(Settings):
         layout: how the folder is read.
         train_list, val_list: VOC: ImageSets/Segmentation/<name>.txt; COCO: annotations/…_<name>.json; folders of
             images: their names. null: what the layout calls them.
-        train_masks, val_masks: VOC: folders of masks. null: SegmentationClassAug where there is one.
+        train_masks, val_masks: VOC: folders of masks. null: SegmentationClassAug for list trainaug, and where there is
+            no SegmentationClass.
+        objects: VOC: what an object is, all of a class in an image (Section 4.4) or an instance of SegmentationObject.
         split: CUB: ReDO's train_val_test_split.txt.
+        first_class_id: label PNGs: the number of the first class; with 1, 0 is unlabelled. null: 1 for ADE20K, else 0.
     """
 
-    layout: Literal["auto", "voc", "coco", "cub", "classes", "labels", "imagenet_s"] = "auto"
+    layout: Literal["auto", "voc", "coco", "cub", "cityscapes", "classes", "labels", "imagenet_s"] = "auto"
     train_list: str | None = None
     val_list: str | None = None
     train_masks: str | None = None
     val_masks: str | None = None
+    objects: Literal["classes", "instances"] = "classes"
     split: Path | None = None
+    first_class_id: Literal[0, 1] | None = None
     max_images: Positive | None = Field(None, description="of each list, evenly spaced; null: all")
 
 
-class EvalFrozenSettings(Settings):
+class EvalFrozenSettings(EvaluationSettings):
     """All protocols that read frozen features."""
 
     SECTION: ClassVar[str] = "eval_frozen"
@@ -165,6 +185,7 @@ class FrozenProtocol:
         needs: annotations of `val`; of `train` too, where `fits`.
         fits: whether it fits on `train`.
         headline: the score that tables show.
+        layouts: of the data that it is meant for; on others it is run where somebody asks for it. Empty: all.
     """
 
     name: str
@@ -173,6 +194,7 @@ class FrozenProtocol:
     needs: Annotation
     fits: bool
     headline: str
+    layouts: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -200,7 +222,13 @@ FROZEN_PROTOCOLS = {
             name="classes", version=1, title="classification", needs="class_id", fits=True, headline="linear"
         ),
         FrozenProtocol(
-            name="cub", version=1, title="birds (Table 3)", needs="objects", fits=False, headline="image_mean_of_both"
+            name="cub",
+            version=1,
+            title="birds (Table 3)",
+            needs="objects",
+            fits=False,
+            headline="image_mean_of_both",
+            layouts=("cub",),
         ),
         FrozenProtocol(
             name="abo", version=1, title="best overlap (Figure 3)", needs="objects", fits=False, headline="over_objects"

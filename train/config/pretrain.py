@@ -135,6 +135,7 @@ class RunSettings(Settings):
             ranks, in fp32: a ninth of the arithmetic that training on as many takes.
         probe_images: of the shards, for nearest neighbours. Some ten a class tell something: 20,000 for ImageNet-1K.
         probe_masks: folder of VOC2012's layout whose `val` images have the masks that refined ones are compared with.
+        probe_superpixels: shards of those images, a path or URL; null: equal rectangles stand for superpixels.
     """
 
     NOT_CONTENT: ClassVar[frozenset[str]] = frozenset(
@@ -143,6 +144,7 @@ class RunSettings(Settings):
             "checkpoint_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints",
             "milestone_every_epochs", "panels_every_epochs", "panels_every_steps", "panel_images",
             "collective_timeout_minutes", "wandb_project", "probe_every_epochs", "probe_images", "probe_masks",
+            "probe_superpixels",
         }
     )  # fmt: skip
 
@@ -164,13 +166,16 @@ class RunSettings(Settings):
     probe_every_epochs: Positive | None = 10
     probe_images: Positive = 1000
     probe_masks: Path | None = None
+    probe_superpixels: str | None = None
     collective_timeout_minutes: Annotated[float, Field(gt=0)] = 10
     wandb_project: str | None = Field(None, description="also tell Weights & Biases (extra `wandb`)")
 
     @model_validator(mode="after")
-    def _scales_to_something(self) -> Self:
+    def _goes_together(self) -> Self:
         if self.on_other_batch == "scale" and self.local_batch_size is None:
             raise ValueError("on_other_batch: scale needs local_batch_size")
+        if self.probe_superpixels is not None and self.probe_masks is None:
+            raise ValueError("probe_superpixels needs probe_masks, whose images it is of")
         return self
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import simplejpeg
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.artifacts.label_maps import MAIN_MAP, map_member
 from pipeline.artifacts.sample import (
@@ -23,6 +22,7 @@ from pipeline.artifacts.sample import (
 from pipeline.foundation.errors import InputError
 from train.config.data import AugmentSettings, DataSettings
 from train.data.augment import AugmentParams, augment_on_host, draw_params
+from train.data.resize import resized
 from train.data.shards.reader import Skipped
 
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop, before it falls back to the centre
@@ -206,17 +206,6 @@ def resize_and_crop(
     flip_first, flip_second = geometry.flipped.tolist()
     views = (first.flip(-1) if flip_first else first, second.flip(-1) if flip_second else second)
     return resized(pixels, image_size), views
-
-
-def resized(pixels: Tensor, size: int) -> Tensor:
-    """uint8 (3, H, W) → (3, size, size), bicubic and antialiased, as Pillow does within rounding."""
-    # On a CPU uint8 has kernels of its own, four times as fast as Pillow's (docs/benchmarks.md); CUDA has floats only.
-    # The fastest of them take channels last, and know it by the stride of the batch, which one image alone leaves open.
-    if pixels.device.type == "cpu":
-        rows = pixels.permute(1, 2, 0).contiguous().unsqueeze(0)
-        return F.interpolate(rows.permute(0, 3, 1, 2), (size, size), mode="bicubic", antialias=True)[0]
-    floats = F.interpolate(pixels.unsqueeze(0).float(), (size, size), mode="bicubic", antialias=True)
-    return floats.round_().clamp_(0, 255).to(torch.uint8)[0]
 
 
 def _joint_crops(superpixels: np.ndarray, geometry: Geometry, size: int) -> np.ndarray:

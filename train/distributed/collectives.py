@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from pipeline.foundation.errors import AgreedError, InputError
 from train.distributed.world import World
+
+T = TypeVar("T")
 
 
 def sum_over_ranks(values: Tensor, world: World) -> Tensor:
@@ -77,6 +79,20 @@ def from_main(produce: Callable[[], str], world: World) -> str:
     if told.startswith("!"):
         raise AgreedError(told[1:])
     return told[1:]
+
+
+def agreed(work: Callable[[], T], world: World) -> T:
+    """What `work` gives on this rank. Where input or disk fail it on one of them, all raise AgreedError."""
+    told, found = "", None
+    try:
+        found = work()
+    except InputError as error:
+        told = str(error)
+    except OSError as error:
+        told = f"{error.filename or 'a file'}: {error.strerror}; put that right"
+    if failed := [text for text in texts_of_all(told, world) if text]:
+        raise AgreedError(failed[0])
+    return cast(T, found)
 
 
 def copy_from_main(tensors: Iterable[Tensor], world: World) -> None:

@@ -10,7 +10,7 @@ from train.config.batches import BatchPlan, plan_batches, run_target_ema
 from train.config.pretrain import PretrainSettings
 from train.data.shards.open import check_shards, describe_reading, open_shards
 from train.data.shards.reader import ShardReader
-from train.models.formats import Init, load_init
+from train.models.weights.init import Init, load_init
 from train.run.folder import RunFolder
 from train.run.log import require_loggers
 
@@ -40,7 +40,7 @@ def check_job(
     Args:
         shards: path or URL.
         node_ranks: the ranks of this node.
-        init: weights that the backbone begins with, see `train.models.formats.load_init`.
+        init: weights that the backbone begins with, see `train.models.weights.init.load_init`.
     Raises:
         InputError: shards, settings and number of ranks do not fit together.
     """
@@ -74,7 +74,7 @@ def what_starts(job: Job, first_step: int | None) -> list[str]:
     lines = [job.reading, *(f"going on without: {problem}" for problem in job.problems)]
     if job.init is not None:
         absent = f", but for {', '.join(job.init.absent)}, which it does not have" if job.init.absent else ""
-        lines.append(f"the backbone begins with {job.folder.init}, read as {job.init.format}{absent}")
+        lines.append(f"the backbone begins with {job.folder.init}, read as {job.init.format}{absent}: {job.init.told}")
     if plan.accumulation > 1:
         lines.append(
             f"WARNING: {plan.accumulation} passes a step: batch norm sees {plan.local_batch_size * plan.num_ranks} "

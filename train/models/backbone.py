@@ -62,6 +62,11 @@ _ARCHITECTURES: dict[str, tuple[type[resnet.BasicBlock | resnet.Bottleneck], lis
 }
 
 
+def resnet_blocks() -> dict[str, tuple[bool, tuple[int, ...]]]:
+    """Name of a ResNet → whether its blocks are bottlenecks, and their number in each stage."""
+    return {name: (block is resnet.Bottleneck, tuple(layers)) for name, (block, layers) in _ARCHITECTURES.items()}
+
+
 def _dilate(stage: nn.Module) -> None:
     """Stride 1 everywhere and dilation 2 in every 3×3 convolution of a stage."""
     for module in stage.modules():

@@ -67,7 +67,7 @@ def save_backbone(
     write_atomic(path, buffer.getvalue())
 
 
-def load_backbone(path: Path) -> ExportedBackbone:
+def read_backbone(path: Path) -> ExportedBackbone:
     """Read what `save_backbone` wrote, whose checksums must fit. No code in the file is run (weights_only).
 
     Raises:
@@ -96,7 +96,7 @@ def load_run_backbone(run: Path) -> ExportedBackbone:
         raise InputError(f"{run}: no such run folder; `make pretrain SHARDS=… RUN={run}` makes it")
     if not (run / BACKBONE_NAME).is_file():
         raise InputError(f"{run}: no {BACKBONE_NAME}, so this is no finished run; `make pretrain SHARDS=… RUN={run}`")
-    return load_backbone(run / BACKBONE_NAME)
+    return read_backbone(run / BACKBONE_NAME)
 
 
 def _problem(loaded: Any) -> str | None:

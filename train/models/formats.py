@@ -12,7 +12,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -22,18 +22,12 @@ from torch import Tensor
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import write_atomic
 from train.models.backbone import image_size_of, make_backbone
-from train.models.torch_file import DamagedError, load_torch_file
 
 FORMATS = ("torchvision", "timm", "detectron2", "mmseg")
 SUFFIXES = (".pth", ".pt", ".safetensors")
 DIGEST = "r2o_sha256"  # in the metadata of our .safetensors, a form that has no checksum of its own
 OWN_LAYERS = ("c4_layer.", "c5_layer.")  # of R2O's ViT, in no library's
-CLASSIFIERS = {("resnet", "torchvision"): "fc", ("vit", "torchvision"): "heads.head", ("vit", "timm"): "head"}
 COUNTER = ".num_batches_tracked"
-WRAPPERS = {  # what mmengine, our own backbone.pt and detectron2 keep a state dict under, and beside it
-    "state_dict": {"meta", "format", "format_version", "backbone", "mean", "std", "fingerprint"},
-    "model": {"__author__", "matching_heuristics"},
-}
 _SAFETENSORS_RAISES = (OSError, RuntimeError, LookupError, ValueError, SafetensorError)
 _TIMM_VIT = {
     "ln_1.": "norm1.", "self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj.": "attn.proj.",
@@ -160,94 +154,3 @@ def check_suffix(path: Path) -> None:
     """Raises InputError where a file's name does not say how it is written."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-
-
-class Init(NamedTuple):
-    """Weights to begin with, by our keys; `absent` are those of ours that the file's library does not have."""
-
-    weights: dict[str, Tensor]
-    format: str
-    absent: tuple[str, ...]
-
-
-def load_init(path: Path, name: str, *, image_size: int = 224) -> Init:
-    """Read weights for a `make_backbone(name)` from any of the formats, or from our own `backbone.pt`.
-
-    A classifier on top, by the library's own name of it, is left out, and nothing else. Batch norm's counters are all
-    there or all absent, as in files of detectron2 and of old versions of PyTorch; they then begin at 0. No code in the
-    file is run. Checksums are compared where the file has them: a `.pth` of before torch 1.6 has none, and of
-    `.safetensors` those alone that r2o exported.
-
-    Raises:
-        DamagedError: it was changed or cut short. InputError: not a file of weights, or its keys, shapes or dtypes are
-            not exactly those of that backbone.
-    """
-    found = _unwrapped(_read(path), path)
-    expected = _expected(name, image_size)
-    is_vit = name.startswith("vit")
-    formats = [format for format in FORMATS if not (is_vit and format in ("detectron2", "mmseg"))]
-    names = {format: _names_with_counters(name, format, image_size) for format in formats}
-    if is_vit:
-        names["r2o"] = {key: key for key in expected}
-    format = max(
-        names, key=lambda one: len(found.keys() & set(names[one].values())) - abs(len(names[one]) - len(found))
-    )
-    classifier = CLASSIFIERS.get(("vit" if is_vit else "resnet", format))
-    found = {key: value for key, value in found.items() if key not in (f"{classifier}.weight", f"{classifier}.bias")}
-    if not any(key.endswith(COUNTER) for key in found):
-        counters = [theirs for theirs in names[format].values() if theirs.endswith(COUNTER)]
-        found |= {key: torch.zeros((), dtype=torch.long) for key in counters}
-    _require_fit(path, found, {theirs: expected[ours] for ours, theirs in names[format].items()}, f"{name} as {format}")
-    weights = {ours: found[theirs] for ours, theirs in names[format].items()}
-    return Init(weights, format, tuple(key for key in expected if key not in weights))
-
-
-def _read(path: Path) -> Any:
-    """The content of a file of weights."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give weights as {', '.join(SUFFIXES)}")
-    check_suffix(path)
-    if path.suffix != ".safetensors":
-        return load_torch_file(path, what="weights", own=False, legacy=True)
-    try:
-        with safe_open(path, framework="pt") as file:
-            digest = (file.metadata() or {}).get(DIGEST)
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 it is no dict
-    except _SAFETENSORS_RAISES as error:
-        why = f"{type(error).__name__}: {error}".partition("\n")[0][:120]
-        raise InputError(f"{path} is not a file of weights ({why})") from None
-    if digest is not None and digest != sha256_of_weights(weights):
-        raise DamagedError(f"{path}: its checksum does not fit: it was changed after it was written; export it again")
-    return weights
-
-
-def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in what a library's file holds."""
-    for wrapper, beside in WRAPPERS.items():
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            if unknown := sorted(str(key) for key in content if key != wrapper and key not in beside):
-                raise InputError(f"{path}: {unknown[0]!r} stands beside {wrapper!r}; save the state dict alone")
-            content = content[wrapper]
-            break
-    if isinstance(content, dict) and content and all(map(_is_weight, content, content.values())):
-        return content
-    raise InputError(f"{path} holds no state dict: tensors by name, alone or below {' or '.join(WRAPPERS)}")
-
-
-def _is_weight(name: object, value: object) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor)
-
-
-def _require_fit(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    """Raises InputError at the first difference between what a file holds and what it should."""
-    if missing := [key for key in expected if key not in found]:
-        raise InputError(f"{path} is not {what}: {len(missing)} weights are missing, the first is {missing[0]}")
-    if extra := [key for key in found if key not in expected]:
-        raise InputError(f"{path} is not {what}: {len(extra)} weights are not of it, the first is {extra[0]}")
-    for key, value in expected.items():
-        given = found[key]
-        if given.shape != value.shape or given.dtype != value.dtype:
-            kinds = [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (given, value)]
-            raise InputError(f"{path}: {key} is {kinds[0]}, but {what} has {kinds[1]}")
-        if not bool(given.isfinite().all()):
-            raise InputError(f"{path}: {key} holds values that are not finite")

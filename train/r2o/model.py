@@ -133,16 +133,26 @@ class R2O(nn.Module):
 
     @torch.no_grad()
     def refine(
-        self, images: Float[Tensor, "b 3 h w"], superpixels: Int[Tensor, "b sh sw"], uniforms: Float[Tensor, "g k"]
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        superpixels: Int[Tensor, "b sh sw"],
+        uniforms: Float[Tensor, "g k"],
+        *,
+        max_superpixels: int | None = None,
     ) -> Int[Tensor, "b rh rw"]:
-        """The refined map m of whole images, from the target's C4 (train-mode statistics, buffers left alone)."""
-        if not self.refinement.needs_features:
+        """The refined map m of whole images, from the target's C4 (train-mode statistics, buffers left alone).
+
+        Args:
+            max_superpixels: ids are below this; None: below that of the shards that are trained on.
+        """
+        how = self.refinement._replace(max_superpixels=max_superpixels or self.refinement.max_superpixels)
+        if not how.needs_features:
             c4_size = (-(-images.shape[2] // C4_STRIDE), -(-images.shape[3] // C4_STRIDE))
-            return unrefined(superpixels, self.refinement, num_clusters=uniforms.shape[1], c4_size=c4_size)
+            return unrefined(superpixels, how, num_clusters=uniforms.shape[1], c4_size=c4_size)
         with batch_norm_buffers_kept(self.target):
             c4 = self.target["backbone"].forward_c4(images)  # type: ignore[operator]
         with torch.autocast(c4.device.type, enabled=False):
-            return refine(c4, superpixels, self.refinement, uniforms=uniforms)
+            return refine(c4, superpixels, how, uniforms=uniforms)
 
     def _view_masks(
         self, refined_map: Tensor | None, batch: Batch, num_masks: int, *, size: tuple[int, int]

@@ -31,7 +31,7 @@ GROUPS = {  # of figures, as TensorBoard and W&B show them; what is not named he
     "collapse": ("prediction_std", "projection_std"),
     "masks": ("valid_fraction", "masks_per_image", "clusters_in_use"),
     "speed": ("images_per_second", "images_per_second_per_device", "data_wait", "overhead", "memory_gb", "eta_seconds"),
-    "probe": ("knn_top1", "abo"),
+    "probe": ("knn_top1", "linear_miou", "abo", "abo_slic"),
 }
 TAGS = {name: f"{group}/{name}" for group, names in GROUPS.items() for name in names}
 

@@ -13,7 +13,7 @@ from pipeline.foundation.files import refuse_link
 from train.models.backbone import VIT_SIZES
 from train.run.folder import run_config
 from train.run.frozen_scores import frozen_lines
-from train.run.log import read_log
+from train.run.log import GROUPS, read_log
 
 SHOWN = ("loss", "num_clusters", "prediction_std", "projection_std", "valid_fraction")
 TIMM_NAMES = {"vit_s_16": "vit_small_patch16_224", "vit_b_16": "vit_base_patch16_224"}
@@ -159,7 +159,7 @@ def _figures(run: Path, step: int | None, *, fingerprint: str) -> str:
     if log:
         told = ", ".join(f"{figure} {log[-1][figure]:.4g}" for figure in SHOWN if figure in log[-1])
         lines.append(f"Last step of the log, {log[-1]['step']:.0f}: {told}.")
-    for figure in ("knn_top1", "abo"):
+    for figure in GROUPS["probe"]:
         if probes := _until(read_log(run, figure=figure), step):
             lines.append(f"Last probe, {figure}: {probes[-1][figure]:.4f} at step {probes[-1]['step']:.0f}.")
     refuse_link(run / evaluation_folder("voc"))

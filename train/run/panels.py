@@ -24,8 +24,9 @@ from pipeline.foundation.pictures import (
 )
 from train.config.pretrain import PretrainSettings
 from train.data.augment import normalize
+from train.data.resize import resized
 from train.data.shards.reader import RawSample, ShardReader
-from train.data.views import decode_labels, decode_pixels, resized
+from train.data.views import decode_labels, decode_pixels
 from train.r2o.kmeans import seeding_uniforms
 from train.r2o.model import R2O
 from train.run.log import read_log

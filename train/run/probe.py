@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -18,42 +16,33 @@ from pipeline.foundation.errors import InputError
 from train.config.pretrain import PretrainSettings
 from train.data.augment import normalize
 from train.data.shards.reader import RawSample, ShardReader
-from train.data.views import decode_labels, decode_pixels, resized
+from train.data.views import decode_labels, decode_pixels
 from train.distributed.collectives import gather_rows, texts_of_all
 from train.distributed.world import World
-from train.evals.frozen.abo import best_overlaps
 from train.evals.frozen.knn import knn_top1
-from train.evals.segmentation.voc_folder import VocFolder
-from train.r2o.kmeans import seeding_uniforms
-from train.r2o.masks import grid_label_map, grid_of
 from train.r2o.model import R2O
+from train.run.probe_masks import MaskProbe, evaluating, whole_image
 
 QUERY_SHARE = 5  # one image in so many is asked about; the others answer
 MOST_SHARDS = 32  # that are read for it
 BATCH = 64
-MASK_LIST, MOST_MASKED, GRID_CELLS = "val", 256, 100
 
 
 class Probe:
-    """Two figures of fixed images; the same on every rank, for any number of them, whatever the run's seed.
+    """Figures of fixed images; the same on every rank, for any number of them, whatever the run's seed.
 
     `knn_top1`: share of images whose class the weighted vote of their 20 nearest neighbours names, in [0, 1]. Features
     are C5 of the online backbone in eval mode, averaged over the whole image. The images are of the shards, evenly
     spread over up to 32 of them; the network trains on them too, but never sees a class. Absent where the shards have
     fewer than two classes. Ranks share the work.
 
-    `abo`: average best overlap (Section 4.4) with the masks of `run.probe_masks`, see `best_overlaps`, averaged over
-    objects; up to 256 images of its list `val` in whole clustering groups. The refined masks are those of training at
-    K of the epoch, by the target in train mode, but that images outside of the shards have no superpixels: where the
-    run clusters those, equal rectangles stand for them, 10 × 10 at most. Absent where masks come from no clustering.
-    Batch statistics are of one group; every rank does all of them.
+    `linear_miou`, `abo`, `abo_slic`: of the masks of `run.probe_masks`, see `MaskProbe`.
     """
 
     def __init__(self, reader: ShardReader, settings: PretrainSettings, world: World) -> None:
-        self._settings, self._world = settings, world
+        self._world = world
         self._classed = _read_classed(reader, settings, world) if len(reader.manifest.classes) > 1 else None
-        clustered = settings.refine.clustering == "kmeans" and settings.objective.view_masks == "refined"
-        self._masked = _read_masked(settings) if settings.run.probe_masks and clustered else None
+        self._masked = MaskProbe(settings, world.device) if settings.run.probe_masks else None
 
     @torch.no_grad()
     def figures(self, model: R2O, *, epoch: int) -> dict[str, float]:
@@ -68,42 +57,7 @@ class Probe:
         if self._classed:
             top1 = self._classed.top1(model.online["backbone"], self._world)
             figures |= {} if top1 is None else {"knn_top1": top1}
-        if self._masked:
-            figures["abo"] = float(np.mean(self._overlaps(model, self._masked, epoch)))
-        return figures
-
-    def _overlaps(self, model: R2O, masked: _Masked, epoch: int) -> np.ndarray:
-        """The best overlap of every object."""
-        size = self._settings.refine.clustering_group_size
-        num_clusters = self._settings.num_clusters(epoch)
-        overlaps = []
-        for group, images in enumerate(masked.images.to(self._world.device).split(size)):
-            uniforms = seeding_uniforms(num_clusters, seed=0, step=0, first_group=group, num_groups=1)
-            rows, columns = grid_of(min(GRID_CELLS, model.refinement.max_superpixels))
-            regions = grid_label_map(rows, columns, like=images[:, 0].int())
-            refined = model.refine(normalize(images), regions, uniforms.to(self._world.device)).cpu().numpy()
-            labels = masked.labels[group * size : (group + 1) * size]
-            overlaps += [best_overlaps(*pair) for pair in zip(refined, labels, strict=True)]
-        return np.concatenate(overlaps)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Every part of a module in eval mode, and back in its own."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
-class _Masked(NamedTuple):
-    """Images uint8 (n, 3, s, s), whole clustering groups, and their labels, uint8 (H, W) each."""
-
-    images: Tensor
-    labels: list[np.ndarray]
+        return figures | (self._masked.figures(model, epoch=epoch) if self._masked else {})
 
 
 class _Classed(NamedTuple):
@@ -150,7 +104,7 @@ def _read_classed(reader: ShardReader, settings: PretrainSettings, world: World)
                 raise
             continue
         if meta.class_name in class_ids:
-            images.append(_whole(pixels, settings))
+            images.append(whole_image(pixels, settings))
             rows.append((place, class_ids[meta.class_name]))
     return _Classed(_stacked(images, settings), [json.loads(text) for text in texts_of_all(json.dumps(rows), world)])
 
@@ -163,29 +117,6 @@ def _spread_ids(manifest: Manifest, count: int) -> np.ndarray:
     ids = np.concatenate([np.arange(ends[i] - manifest.shards[i].samples, ends[i]) for i in chosen])
     count = min(count, len(ids))
     return ids[np.arange(count) * len(ids) // count]
-
-
-def _read_masked(settings: PretrainSettings) -> _Masked:
-    """Evenly spaced images of the list, whole clustering groups of them. Raises InputError where there is not one."""
-    assert settings.run.probe_masks is not None
-    folder, group = VocFolder.open(settings.run.probe_masks), settings.refine.clustering_group_size
-    names = folder.names(MASK_LIST)
-    count = min(len(names), max(MOST_MASKED, group)) // group * group
-    if not count:
-        raise InputError(
-            f"pretrain.run.probe_masks: {folder.root} lists {len(names)} images as {MASK_LIST}, less than one "
-            f"clustering group of {group}; choose another folder, or null for none"
-        )
-    chosen = [names[place * len(names) // count] for place in range(count)]
-    samples = [folder.file(name).read(len(folder.classes))[0] for name in chosen]
-    return _Masked(
-        _stacked([_whole(one.image, settings) for one in samples], settings), [one.labels for one in samples]
-    )
-
-
-def _whole(pixels: np.ndarray, settings: PretrainSettings) -> Tensor:
-    """The whole image as the target sees it, uint8 (3, s, s)."""
-    return resized(torch.from_numpy(pixels).permute(2, 0, 1), settings.data.image_size)
 
 
 def _stacked(images: list[Tensor], settings: PretrainSettings) -> Tensor:

@@ -11,9 +11,9 @@ import torchvision
 
 from pipeline.foundation.errors import InputError
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
-from train.models.backbone_file import load_backbone, load_run_backbone, save_backbone
-from train.models.formats import load_init
+from train.models.backbone_file import load_run_backbone, read_backbone, save_backbone
 from train.models.torch_file import DamagedError
+from train.models.weights.init import load_init
 
 SEED = 20261127
 
@@ -27,7 +27,7 @@ def saved(path: Path, **changes: Any) -> Path:
 
 def test_round_trip_equals_and_bytes_repeat(tmp_path: Path) -> None:
     model = build_backbone("resnet18", seed=1).to(memory_format=torch.channels_last)
-    loaded = load_backbone(saved(tmp_path / "a.pt"))
+    loaded = read_backbone(saved(tmp_path / "a.pt"))
     for key, value in loaded.build(dilate_c5=True).state_dict().items():
         assert torch.equal(value, model.state_dict()[key]), key
     assert (loaded.name, loaded.fingerprint) == ("resnet18", "f")
@@ -37,7 +37,7 @@ def test_round_trip_equals_and_bytes_repeat(tmp_path: Path) -> None:
 
 def test_torchvision_takes_the_weights_and_computes_the_same_c5(tmp_path: Path) -> None:
     theirs = torchvision.models.resnet18()
-    loaded = load_backbone(saved(tmp_path / "a.pt"))
+    loaded = read_backbone(saved(tmp_path / "a.pt"))
     missing, unexpected = theirs.load_state_dict(loaded.state_dict, strict=False)
     assert (sorted(missing), unexpected) == (["fc.bias", "fc.weight"], [])
     theirs.fc = torch.nn.Identity()
@@ -65,7 +65,7 @@ def test_torchvision_takes_the_weights_and_computes_the_same_c5(tmp_path: Path) 
 def test_refuses_what_does_not_fit(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = saved(tmp_path / "a.pt", **changes)
     with pytest.raises(InputError, match=message) as caught:
-        load_backbone(path)
+        read_backbone(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -85,7 +85,7 @@ def test_state_dict_is_strict(tmp_path: Path, case: str) -> None:
         weights["bn1.bias"] = weights["bn1.bias"] * float("nan")
     key = {"missing": "layer4.1.conv2.weight", "extra": "fc.weight", "nan": "bn1.bias"}.get(case, "conv1.weight")
     with pytest.raises(InputError, match=key):
-        load_backbone(saved(tmp_path / "a.pt", state_dict=weights))
+        read_backbone(saved(tmp_path / "a.pt", state_dict=weights))
 
 
 class Evil:
@@ -97,18 +97,18 @@ def test_objects_and_garbage_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     torch.save({"format": "r2o.backbone", "x": Evil()}, path)
     with pytest.raises(InputError, match=r"a\.pt cannot be read \(UnpicklingError"):
-        load_backbone(path)
+        read_backbone(path)
     for content in (b"", b"hello", b"\x80\x02", saved(path).read_bytes()[:5000]):
         path.write_bytes(content)
         with pytest.raises(DamagedError, match=r"backbone .*a\.pt is damaged .*`make pretrain` .* writes it again"):
-            load_backbone(path)
+            read_backbone(path)
 
 
 @pytest.mark.long
 @pytest.mark.usefixtures("shallow")
 def test_a_flipped_bit_or_a_cut_is_refused_or_changes_nothing(tmp_path: Path) -> None:
     path, rng = saved(tmp_path / "a.pt"), random.Random(SEED)
-    data, expected = path.read_bytes(), load_backbone(path)
+    data, expected = path.read_bytes(), read_backbone(path)
     ends = [*range(200), *range(len(data) - 2000, len(data))]  # the form of the archive; between, weights
     places = rng.sample(range(len(data)), 30) + rng.sample(ends, 50)
     changed = [(p, data[:p] + bytes([data[p] ^ 1 << rng.randrange(8)]) + data[p + 1 :]) for p in places]
@@ -117,7 +117,7 @@ def test_a_flipped_bit_or_a_cut_is_refused_or_changes_nothing(tmp_path: Path) ->
     for place, content in changed:
         path.write_bytes(content)
         try:
-            found = load_backbone(path)
+            found = read_backbone(path)
         except InputError as error:
             told.append(str(error))
             continue
@@ -134,7 +134,7 @@ def test_a_changed_weight_is_named_as_damage(tmp_path: Path) -> None:
     path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
     assert torch.load(path, weights_only=True)["backbone"] == "resnet18"  # torch does not mind
     with pytest.raises(DamagedError, match=r"a\.pt is damaged"):
-        load_backbone(path)
+        read_backbone(path)
     with pytest.raises(DamagedError, match=r"weights .*a\.pt is damaged"):
         load_init(path, "resnet18")
 

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.foundation.errors import InputError
 from train.models.backbone import build_backbone
-from train.models.formats import load_init, sha256_of_weights, to_format, write_weights
+from train.models.formats import sha256_of_weights, to_format, write_weights
 from train.models.torch_file import DamagedError
+from train.models.weights.init import load_init
 
 SEED = 20261127
 

@@ -14,14 +14,17 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from pydantic import ValidationError
 from torchvision.transforms.functional import normalize, to_tensor
 
 from pipeline.artifacts.manifest import Manifest
 from pipeline.foundation.errors import InputError
-from preprocess.config import SceneSettings
+from preprocess.config import SceneSettings, ShardSettings
 from preprocess.demo.make_scenes import make_scenes
-from tests.train.evals.frozen.test_abo import overlaps_by_hand
+from tests.train.conftest import write_shards
+from tests.train.evals.frozen.numerics.test_overlap import enlarged, overlaps_by_hand
 from tests.train.evals.frozen.test_knn import sklearn_top1
+from tests.train.evals.frozen.test_superpixels import truth_of
 from train.config.pretrain import PretrainSettings
 from train.data.shards.open import open_shards
 from train.data.shards.reader import ShardReader
@@ -68,6 +71,15 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("scenes") / "made"
     make_scenes(out, SceneSettings(pretrain_images=1, train_images=1, val_images=21, size=64))
     return out / "VOCdevkit"
+
+
+@pytest.fixture(scope="module")
+def voc_shards(voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Superpixels of the scenes, more of them than the shards that are trained on have."""
+    out = tmp_path_factory.mktemp("scenes") / "shards"
+    settings = ShardSettings.model_validate({"superpixels": {"size": 48, "segments": 36}})
+    write_shards(voc / "VOC2012" / "JPEGImages", out, settings)
+    return out
 
 
 def features_by_hand(shards: Path, model: R2O, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -119,26 +131,33 @@ def test_few_of_many_shards_are_read(shards: Path) -> None:
     assert max(np.diff(sorted(of_shard))) <= 7
 
 
-def test_the_figure_is_of_refinement_as_in_training(shards: Path, voc: Path) -> None:
-    settings = settings_of(probe_masks=voc)
+@pytest.mark.parametrize("real", [False, True])
+def test_the_figure_is_of_refinement_as_in_training(shards: Path, voc: Path, voc_shards: Path, real: bool) -> None:
+    settings = settings_of(probe_masks=voc, probe_superpixels=str(voc_shards) if real else None)
     model = model_of(settings)
     figures = probe_of(shards, settings).figures(model, epoch=1)
     names = [f"val_{place * 21 // 16:06d}" for place in range(16)]
+    truth, of_slic = truth_of(voc_shards), []
     folder, overlaps = voc / "VOC2012", []
     for group in (0, 1):
         chosen = names[8 * group : 8 * group + 8]
         images = [to_tensor(Image.open(folder / "JPEGImages" / f"{name}.jpg")) for name in chosen]
         place = torch.arange(64) * 5 // 64
         regions = (place[:, None] * 5 + place).int().expand(8, 64, 64)
+        if real:
+            regions = torch.stack([torch.from_numpy(truth[f"{name}.jpg"][0].astype(np.int32)) for name in chosen])
         uniforms = seeding_uniforms(settings.num_clusters(1), seed=0, step=0, first_group=group, num_groups=1)
+        model.refinement = model.refinement._replace(max_superpixels=64)
         refined = model.refine(
             torch.stack([normalize(i, IMAGENET_MEAN, IMAGENET_STD) for i in images]), regions, uniforms
         ).numpy()
-        for name, masks in zip(chosen, refined, strict=True):
+        for name, masks, superpixels in zip(chosen, refined, regions.numpy(), strict=True):
             labels = np.asarray(Image.open(folder / "SegmentationClass" / f"{name}.png"))
-            overlaps += overlaps_by_hand(masks.repeat(16, 0).repeat(16, 1), labels)
+            overlaps += overlaps_by_hand(masks.repeat(16, 0).repeat(16, 1), labels, void=255)
+            of_slic += overlaps_by_hand(enlarged(superpixels, labels.shape), labels, void=255)
     assert figures["abo"] == pytest.approx(np.mean(overlaps))
     assert 0.1 < figures["abo"] < 0.9
+    assert figures.get("abo_slic") == (pytest.approx(np.mean(of_slic)) if real else None)
 
 
 def test_a_probe_leaves_everything_as_it_was(shards: Path, voc: Path) -> None:
@@ -182,6 +201,10 @@ def test_masks_that_come_from_no_clustering_are_not_compared(shards: Path, voc: 
 def test_folders_that_will_not_do_are_named(shards: Path, voc: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         probe_of(shards, settings_of(probe_masks=tmp_path / "none"))
+    with pytest.raises(InputError, match=r"run.probe_superpixels: .* lacks 16 of 16 images, such as val_000000"):
+        probe_of(shards, settings_of(probe_masks=voc, probe_superpixels=str(shards)))
+    with pytest.raises(ValidationError, match="probe_superpixels needs probe_masks"):
+        settings_of(probe_superpixels=str(shards))
     few = PretrainSettings.model_validate(
         {**SETTINGS, "global_batch_size": 32, "refine": {}, "run": {"probe_masks": voc}}
     )

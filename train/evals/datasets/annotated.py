@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Float, Int16, UInt8
 
-from train.config.frozen import Annotation
+from train.config.frozen import Annotation, DataPart
 
 # Of pixels that count neither for nor against anybody. Layouts write 255, 1000 or 0 for it; classes stay below it.
 UNLABELLED = int(np.iinfo(np.int16).max)
@@ -42,7 +42,8 @@ class Annotated(NamedTuple):
 class ImageList(Protocol):
     """The images of one list in its order.
 
-    `names` are unique. `digest` is the hex SHA-256 of all names and of the content of every file.
+    `names` are unique. `digest` is the hex SHA-256 of all names and of the content of every file. `image_digest` is
+    that of names and images, without annotations.
     """
 
     @property
@@ -50,6 +51,9 @@ class ImageList(Protocol):
 
     @property
     def digest(self) -> str: ...  # noqa: D102
+
+    @property
+    def image_digest(self) -> str: ...  # noqa: D102
 
     def read(self, index: int) -> Annotated:
         """One image. Raises InputError where its files have changed since the list was opened."""
@@ -69,6 +73,7 @@ class DataSet:
         train_has: as `has`, of `train`.
         notes: what results must say of it, such as which split was taken.
         lacks: of annotations that it has not, how to come by them.
+        digests: annotation → part → as `ImageList.digest`, of the images and that annotation alone.
     """
 
     layout: str
@@ -81,3 +86,4 @@ class DataSet:
     train_has: frozenset[Annotation] = frozenset()
     notes: tuple[str, ...] = ()
     lacks: Mapping[Annotation, str] = field(default_factory=dict)
+    digests: Mapping[Annotation, Mapping[DataPart, str]] = field(default_factory=dict)

@@ -21,19 +21,23 @@ P = TypeVar("P", bound=ProtocolSettings)
 
 
 class Clock:
-    """Seconds by phase."""
+    """Seconds by phase. What a phase inside another takes is the inner one's alone."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._inside: list[float] = [0.0]  # seconds of the phases inside each that is open
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add what runs inside to a phase."""
         start = perf_counter()
+        self._inside.append(0.0)
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
+            total = perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + total - self._inside.pop()
+            self._inside[-1] += total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,8 @@ class SplitFeatures:
     """Features of the images of one list, in its order; each image was resized to a square as a whole.
 
     Attributes:
-        cells: as they lie on disk, float16 or float32; convert a part at a time.
+        cells: as they lie on disk, float16 or float32; convert a part at a time. Without cells, (n, 0, 0, 0), for
+            protocols that need class ids: they read whole images.
         pooled: one vector an image: the mean of C5, or a ViT's class token.
     """
 

@@ -1,11 +1,15 @@
 """A folder of VOC2012's layout: where it is, its class names, its lists, and its images with their masks.
 
+Fine-tuning and the probe take its samples from here; `train/evals/datasets/layouts/voc.py` is over it.
+
 VOC2012/JPEGImages/<name>.jpg  SegmentationClass/<name>.png  ImageSets/Segmentation/{train,val}.txt  [classes.txt]
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,14 +18,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.artifacts.png import open_whole_png
-from pipeline.artifacts.sample import decode_jpeg
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.pictures import VOID
+from train.evals.datasets.decode import (
+    check_ids,
+    check_same_size,
+    decode_ids,
+    decode_picture,
+    find_image,
+    no_foreground,
+    read_listed,
+)
+from train.evals.datasets.lists import CLASSES_NAME, read_class_names, read_text_lines, require_different, require_name
 from train.evals.segmentation.augment import LabelledImage
 
 IMAGE_FOLDER, MASK_FOLDER, LIST_FOLDER = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
-CLASSES_NAME = "classes.txt"
 # fmt: off
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -29,6 +40,10 @@ VOC_CLASSES = (
 )
 # fmt: on
 _MIB = 2**20
+_DEEPLAB_LINE = re.compile(
+    rf"/?{IMAGE_FOLDER}/(?P<image>.+)\.(?:jpe?g|png)\s+/?(?P<masks>[\w.-]+)/(?P<mask>.+)\.png", re.IGNORECASE
+)
+_MAIN_LINE = re.compile(r"\S+\s+(?:-1|0|1)")
 
 
 @dataclass(frozen=True)
@@ -51,32 +66,48 @@ class VocFolder:
         missing = f"no {IMAGE_FOLDER} in it" if path.is_dir() else "no such folder"
         raise InputError(f"{path}: {missing}; VOC must be a folder of VOC2012's layout (or the VOCdevkit above it)")
 
-    def names(self, list_name: str) -> list[str]:
-        """Image names of ImageSets/Segmentation/<list_name>.txt.
+    def list_file(self, list_name: str) -> Path:
+        """ImageSets/Segmentation/<list_name>.txt; a name with a folder, as Main/trainval, is below ImageSets."""
+        folder = "ImageSets" if "/" in list_name else LIST_FOLDER
+        return self.root / folder / f"{list_name}.txt"
+
+    def names(self, list_name: str, *, masks: str | None = None) -> list[str]:
+        """Image names of a list. Taken too: a suffix, and DeepLab's lines `/JPEGImages/a.jpg /<masks>/a.png`.
 
         Raises:
-            InputError: missing, empty, one twice, or one that leads elsewhere.
+            InputError: missing, empty, one twice, one that leads elsewhere, a line that could mean something else.
         """
-        path = self.root / LIST_FOLDER / f"{list_name}.txt"
-        names = _read_lines(path, purpose="one image name a line, without suffix")
-        if not names:
+        path = self.list_file(list_name)
+        lines = read_text_lines(path, purpose="one image name a line, without suffix")
+        if not lines:
             raise InputError(f"{path} is empty; it must hold one image name a line, without suffix")
-        seen: set[str] = set()
-        for name in names:
-            if "\0" in name or name.startswith("/") or ".." in name.split("/"):
-                raise InputError(f"{path} lists {name!r}, which is no name below {IMAGE_FOLDER}; remove it")
-            if name in seen:
-                raise InputError(f"{path} lists {name} twice; remove one")
-            seen.add(name)
+        names = [self._name_of(line, path, masks) for line in lines]
+        require_different(names, path=path)
         return names
+
+    def _name_of(self, line: str, path: Path, masks: str | None) -> str:
+        if pair := _DEEPLAB_LINE.fullmatch(line):
+            if pair["image"] != pair["mask"] or masks not in (None, pair["masks"]):
+                wanted = f"/{masks or MASK_FOLDER}/{pair['image']}.png"
+                raise InputError(
+                    f"{path}: '{line:.120}' names another mask than {wanted}; choose those masks, or list names alone"
+                )
+            line = pair["image"]
+        name = require_name(line, path=path, below=IMAGE_FOLDER)
+        folder = self.root / IMAGE_FOLDER
+        if _MAIN_LINE.fullmatch(name) and not find_image(folder, name).is_file():
+            raise InputError(f"{path}: '{name:.60}' is a name and a flag, as in ImageSets/Main; list names alone")
+        stem, _ = os.path.splitext(name)
+        listed = folder / name  # with its suffix
+        return stem if find_image(folder, stem) == listed and listed.is_file() else name
 
     def file(self, name: str, *, masks: str = MASK_FOLDER) -> VocFile:
         """Where an image and its mask lie."""
-        return VocFile(name, self.root / IMAGE_FOLDER / f"{name}.jpg", self.root / masks / f"{name}.png")
+        return VocFile(name, find_image(self.root / IMAGE_FOLDER, name), self.root / masks / f"{name}.png")
 
     def split(self, list_name: str, *, masks: str = MASK_FOLDER, cache_mib: int = 0) -> VocSplit:
         """The labelled images of a list, every one of them read and checked."""
-        files = tuple(self.file(name, masks=masks) for name in self.names(list_name))
+        files = tuple(self.file(name, masks=masks) for name in self.names(list_name, masks=masks))
         return VocSplit(files, num_classes=len(self.classes), cache_mib=cache_mib)
 
 
@@ -94,22 +125,12 @@ class VocFile:
         Raises:
             InputError: a file is missing or damaged, sizes differ, or a class id is ≥ `num_classes` and not 255.
         """
-        image_bytes, mask_bytes = _read_bytes(self.image), _read_bytes(self.mask)
-        try:
-            image = decode_jpeg(image_bytes)
-        except ValueError as error:
-            raise InputError(
-                f"{self.image} is not a whole JPEG ({error}); replace it or take it off the list"
-            ) from None
-        labels = _decode_mask(self.mask, mask_bytes)
-        if image.shape[:2] != labels.shape:
-            (height, width), (mask_height, mask_width) = image.shape[:2], labels.shape
-            raise InputError(f"{self.mask} is {mask_width}×{mask_height}, but {self.image.name} is {width}×{height}")
+        image_bytes, mask_bytes = read_listed(self.image), read_listed(self.mask)
+        image = decode_picture(self.image, image_bytes)
+        labels = decode_ids(self.mask, mask_bytes, num_classes=num_classes)
+        check_same_size(self.mask, labels, self.image, image)
+        check_ids(self.mask, labels, num_classes=num_classes)
         counts = np.bincount(labels.ravel(), minlength=VOID + 1)
-        wrong = np.flatnonzero(counts[num_classes:VOID]) + num_classes
-        if wrong.size:
-            known = f"0 … {num_classes - 1} or {VOID} (void)"
-            raise InputError(f"{self.mask} holds class id {wrong[0]}, but ids must be {known}; see {CLASSES_NAME}")
         hashes = hashlib.sha256(image_bytes).digest() + hashlib.sha256(mask_bytes).digest()
         return ReadFile(LabelledImage(image, labels), hashes, counts[:num_classes])
 
@@ -141,6 +162,8 @@ class VocSplit:
             if room >= 0:
                 self._cache.append(found.sample)
         self.digest, self.pixels = digest.hexdigest(), pixels.tolist()
+        if files and not pixels[1:].any():
+            raise no_foreground(files[0].mask.parent, len(files))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -162,37 +185,10 @@ def _read_all(files: tuple[VocFile, ...], num_classes: int) -> Iterator[ReadFile
             yield from pool.map(lambda file: file.read(num_classes), files[start : start + 64])
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path} is listed, but cannot be read: {error.strerror}; add it or shorten the list"
-        ) from None
-
-
-def _decode_mask(path: Path, data: bytes) -> np.ndarray:
-    try:
-        mask = open_whole_png(data)
-    except ValueError as error:
-        raise InputError(f"{path} is not a whole PNG ({error}); replace it or take it off the list") from None
-    if mask.mode not in ("P", "L"):
-        raise InputError(f"{path}: a mask is an 8-bit palette or grey PNG of class ids, not {mask.mode}")
-    return np.array(mask)
-
-
-def _read_lines(path: Path, *, purpose: str) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise InputError(f"{path} cannot be read: {reason}; it must hold {purpose}") from None
-
-
 def _read_classes(path: Path) -> tuple[str, ...]:
     if not path.exists():
         return VOC_CLASSES
-    names = _read_lines(path, purpose="one class name a line, background first")
-    if not 2 <= len(names) <= VOID or len(set(names)) < len(names):
-        raise InputError(f"{path} must hold 2 to {VOID} different class names, one a line, background first")
-    return tuple(names)
+    names = read_class_names(path, least=2, most=VOID, order="background first")
+    if names[0].lower() in VOC_CLASSES[1:]:
+        raise InputError(f"{path} begins with {names[0]}, but id 0 is the background; put that before it")
+    return names

@@ -1,0 +1,1 @@
+"""One file a layout: which images a folder holds, and which files say what of them."""

@@ -1,0 +1,155 @@
+"""Principal components and K-means of many rows, a part at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
+
+from train.r2o.kmeans import RELATIVE_ZERO, kmeans, seeding_uniforms
+
+ROWS_AT_ONCE = 4096
+
+
+class Components(NamedTuple):
+    """Channels are standardised by `mean` and `scale`, then projected onto `directions`, orthonormal columns."""
+
+    mean: Float32[Tensor, " c"]
+    scale: Float32[Tensor, " c"]
+    directions: Float32[Tensor, "c d"]
+
+
+class RowClusters(NamedTuple):
+    """Centres, the cluster of each row, and the summed squared distance of rows to their centres."""
+
+    centres: Float32[Tensor, "k d"]
+    assignment: Int[Tensor, " n"]
+    inertia: float
+
+
+def principal_components(
+    rows: Float[np.ndarray, "n c"], *, count: int | None, device: torch.device
+) -> Float32[Tensor, "n d"]:
+    """Standardised rows in the coordinates of their `count` principal components; None: standardised alone.
+
+    As Leopart: each channel has mean 0 and variance 1 before (a constant one becomes 0); nothing is whitened.
+    The components are those of all rows. A direction's largest entry is positive, so that signs do not depend on
+    the machine.
+
+    Args:
+        rows: float16 or float32; read a part at a time.
+    """
+    found = _fit_components(rows, count=count, device=device)
+    parts = [((part - found.mean) / found.scale) @ found.directions for part in _parts(rows, device)]
+    return torch.cat(parts)
+
+
+def _parts(rows: np.ndarray, device: torch.device) -> Iterator[Tensor]:
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        yield torch.from_numpy(rows[start : start + ROWS_AT_ONCE].astype(np.float32)).to(device)
+
+
+def _fit_components(rows: np.ndarray, *, count: int | None, device: torch.device) -> Components:
+    """Sums over rows are kept in float64; products of a part are float32 products of centred channels."""
+    channels = rows.shape[1]
+    total = torch.zeros(channels, dtype=torch.float64, device=device)
+    for part in _parts(rows, device):
+        total += part.sum(0, dtype=torch.float64)
+    mean = (total / len(rows)).float()
+    variance = torch.zeros_like(total)
+    products = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+    for part in _parts(rows, device):
+        centred = part - mean
+        variance += centred.square().sum(0, dtype=torch.float64)
+        if count is not None:
+            products += centred.T @ centred
+    # the variance that rounding gives a channel of one value is no variance
+    deviation = (variance / len(rows)).sqrt()
+    constant = deviation <= RELATIVE_ZERO * mean.abs()
+    scale = torch.where(constant, 1.0, deviation)
+    if count is None:
+        return Components(mean, scale.float(), torch.eye(channels, device=device))
+    correlation = products / len(rows) / scale.outer(scale)
+    directions = torch.linalg.eigh(correlation).eigenvectors.flip(1)[:, :count]
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    return Components(mean, scale.float(), (directions * largest.sign()).float())
+
+
+def cluster_rows(
+    rows: Float32[Tensor, "n d"], *, clusters: int, seed: int, iterations: int, restarts: int, max_rows: int
+) -> RowClusters:
+    """The best of several K-means, each until no row moves or `iterations` are over; all rows get a cluster.
+
+    Seeding is that of `kmeans`. Centres are fitted to `max_rows` rows at most, drawn by `seed`, as faiss does. A
+    cluster without rows moves to the row farthest from its centre, while any is off its centre.
+    """
+    fitted_on = _drawn_rows(rows, max_rows=max_rows, seed=seed)
+    best: RowClusters | None = None
+    for restart in range(restarts):
+        centres = _seeds(fitted_on, clusters=clusters, seed=seed, restart=restart)
+        found = _lloyd(fitted_on, centres, iterations=iterations)
+        if best is None or found.inertia < best.inertia:
+            best = found
+    assert best is not None
+    if len(fitted_on) == len(rows):
+        return best
+    distance, assignment = _nearest_centres(rows, best.centres)
+    return RowClusters(best.centres, assignment, float(distance.double().sum()))
+
+
+def _drawn_rows(rows: Tensor, *, max_rows: int, seed: int) -> Tensor:
+    if len(rows) <= max_rows:
+        return rows
+    drawn = np.sort(np.random.default_rng(seed).choice(len(rows), max_rows, replace=False))
+    return rows[torch.from_numpy(drawn).to(rows.device)]
+
+
+def _seeds(rows: Tensor, *, clusters: int, seed: int, restart: int) -> Tensor:
+    uniforms = seeding_uniforms(clusters, seed=seed, step=restart, first_group=0, num_groups=1).to(rows.device)
+    valid = torch.ones(1, len(rows), dtype=torch.bool, device=rows.device)
+    return kmeans(rows.unsqueeze(0), valid, uniforms=uniforms, iterations=0).centres[0]
+
+
+def _lloyd(rows: Tensor, centres: Tensor, *, iterations: int) -> RowClusters:
+    distance, assignment = _nearest_centres(rows, centres)
+    for _ in range(iterations):
+        centres = _means(rows, centres, assignment, distance)
+        distance, moved = _nearest_centres(rows, centres)
+        converged, assignment = torch.equal(moved, assignment), moved
+        if converged:
+            break
+    return RowClusters(centres, assignment, float(distance.double().sum()))
+
+
+def _nearest_centres(rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distance of each row to its nearest centre, and which that is; of equal ones the first."""
+    norms, transposed = centres.square().sum(1), centres.T.contiguous()
+    distances, nearest = [], []
+    for part in rows.split(ROWS_AT_ONCE):
+        least, which = torch.addmm(norms, part, transposed, alpha=-2).min(1)  # |μ|² - 2 x·μ
+        own = part.square().sum(1)
+        distance = least + own
+        distances.append(torch.where(distance < RELATIVE_ZERO * (own + norms[which]), 0.0, distance))
+        nearest.append(which)
+    return torch.cat(distances), torch.cat(nearest)
+
+
+def _means(rows: Tensor, centres: Tensor, assignment: Tensor, distance: Tensor) -> Tensor:
+    """Means of the assigned rows. Empty clusters move to the farthest rows, one each, while any are off a centre."""
+    counts = torch.bincount(assignment, minlength=len(centres))
+    sums = torch.zeros_like(centres)
+    if rows.device.type == "cpu":
+        sums.index_add_(0, assignment, rows)
+    else:  # a product adds in the same order every time, which index_add_ on a GPU does not
+        for part, owner in zip(rows.split(ROWS_AT_ONCE), assignment.split(ROWS_AT_ONCE), strict=True):
+            sums += torch.nn.functional.one_hot(owner, len(centres)).to(rows.dtype).T @ part
+    means = torch.where((counts > 0).unsqueeze(1), sums / counts.clamp(min=1).unsqueeze(1), centres)
+    empty = (counts == 0).nonzero().squeeze(1)
+    far, farthest = distance.topk(min(len(empty), len(rows)))
+    moved = int((far > 0).sum())
+    means[empty[:moved]] = rows[farthest[:moved]]
+    return means
