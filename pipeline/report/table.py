@@ -34,7 +34,7 @@ class Resampled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class TableCell:
     """What one set of weights scored in one column.
 
     Attributes:
@@ -59,7 +59,7 @@ class ResultsTable:
 
     rows: tuple[ReportedWeights, ...]
     columns: tuple[Column, ...]
-    cells: dict[tuple[int, int], Cell]
+    cells: dict[tuple[int, int], TableCell]
     resamples: int
     remarks: tuple[str, ...]
 
@@ -107,7 +107,7 @@ def _once_a_seed(group: Sequence[Measurement], column: Column, remarks: list[str
     return tuple(kept[seed] for seed in sorted(kept))
 
 
-def _cell(measurements: tuple[Measurement, ...], column: Column, resamples: int, remarks: list[str]) -> Cell:
+def _cell(measurements: tuple[Measurement, ...], column: Column, resamples: int, remarks: list[str]) -> TableCell:
     score = column.score
     resampled, label = None, f"[{column.number}] {measurements[0].weights.label}"
     if resamples:
@@ -120,7 +120,7 @@ def _cell(measurements: tuple[Measurement, ...], column: Column, resamples: int,
     unscored = sum(one.scores[score] is None for one in measurements)
     if unscored:
         remarks.append(f"{label}: {unscored} of {len(measurements)} seeds could not be scored")
-    return Cell(
+    return TableCell(
         measurements=measurements,
         spread=spread_of([one.scores[score] for one in measurements]),
         by_class={name: spread_of([one.get(name) for one in per_class]) for name in names},

@@ -37,11 +37,12 @@ def frozen_lines(run: Path) -> list[str]:
 
 
 def _folders(run: Path) -> list[Path]:
-    """Folders that hold results, in order; no link is followed."""
+    """Folders that hold results, in order; no link is followed, and what was replaced, in a hidden folder, is none."""
     top, found = run / evaluation_folder("frozen"), []
     for place, folders, files in os.walk(top):
         folder = Path(place)
-        folders[:] = sorted(folders) if len(folder.relative_to(top).parts) < MOST_FOLDERS_DOWN else []
+        deep = len(folder.relative_to(top).parts) == MOST_FOLDERS_DOWN
+        folders[:] = [] if deep else sorted(name for name in folders if not name.startswith("."))
         found += [folder] if SCORES_NAME in files else []
     return found
 

@@ -13,7 +13,7 @@ from pipeline.report.compare import baseline_of, compare_rows
 from pipeline.report.measured import ReportedWeights
 from pipeline.report.paper_rows import PAPER_ROWS, PAPER_TABLES, PaperRow
 from pipeline.report.quoted import Quoted
-from pipeline.report.table import Cell, ResultsTable
+from pipeline.report.table import ResultsTable, TableCell
 
 WEIGHTS_FIELDS = ("label", "backbone", "batch_norm", "sha256", "run_fingerprint")
 FIELDS = (
@@ -95,7 +95,7 @@ def _spread(spread: Spread) -> dict[str, Any]:
     return {"mean": spread.mean, "std": spread.std, "n": spread.n}
 
 
-def _interval(cell: Cell) -> dict[str, Any]:
+def _interval(cell: TableCell) -> dict[str, Any]:
     return cell.interval._asdict() if cell.interval else {}
 
 

@@ -11,7 +11,7 @@ from pipeline.foundation.errors import InputError
 from pipeline.report.quoted import Quoted
 from pipeline.report.shown.blocks import shortened
 from pipeline.report.statistics import INTERVAL_LEVEL
-from pipeline.report.table import Cell, ResultsTable
+from pipeline.report.table import ResultsTable, TableCell
 
 MOST_ROWS, MOST_PANELS = 150, 60
 PANELS_ACROSS = 2
@@ -62,9 +62,9 @@ def draw_table(table: ResultsTable, quoted: Sequence[Quoted]) -> bytes:
     return content.getvalue()
 
 
-def _lines_of(table: ResultsTable, quoted: Sequence[Quoted], column: int) -> list[tuple[str, Cell | Quoted, str]]:
+def _lines_of(table: ResultsTable, quoted: Sequence[Quoted], column: int) -> list[tuple[str, TableCell | Quoted, str]]:
     """What a panel shows from top to bottom: a label, what it stands for, and its colour."""
-    lines: list[tuple[str, Cell | Quoted, str]] = []
+    lines: list[tuple[str, TableCell | Quoted, str]] = []
     for place, row in enumerate(table.rows):
         if (cell := table.cells.get((place, column))) is not None:
             label = f"{shortened(row.shown, NAME_WIDTH)} {shortened(row.backbone, NAME_WIDTH)} {row.short}"
@@ -73,7 +73,9 @@ def _lines_of(table: ResultsTable, quoted: Sequence[Quoted], column: int) -> lis
     return lines + [(f"{one.row.method} ({one.row.table}, {one.mark})", one, "tab:orange") for one in beside]
 
 
-def _draw_panel(axis: Any, table: ResultsTable, column: int, lines: Sequence[tuple[str, Cell | Quoted, str]]) -> None:
+def _draw_panel(
+    axis: Any, table: ResultsTable, column: int, lines: Sequence[tuple[str, TableCell | Quoted, str]]
+) -> None:
     about = table.columns[column]
     title = f"[{about.number}] {about.title}, {about.score}\n{about.first.data.name}"
     # A label is no formula, whatever signs it holds.
@@ -91,7 +93,7 @@ def _draw_panel(axis: Any, table: ResultsTable, column: int, lines: Sequence[tup
             _draw_cell(axis, place, shown, about.score, colour)
 
 
-def _draw_cell(axis: Any, place: int, cell: Cell, score: str, colour: str) -> None:
+def _draw_cell(axis: Any, place: int, cell: TableCell, score: str, colour: str) -> None:
     assert cell.spread.mean is not None
     if cell.interval:
         axis.plot([100 * bound for bound in cell.interval], [place, place], color=colour, linewidth=2, alpha=0.6)

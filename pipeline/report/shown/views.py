@@ -10,7 +10,7 @@ from pipeline.report.paper_rows import PAPER_ROWS, PAPER_TABLES
 from pipeline.report.quoted import Quoted
 from pipeline.report.shown.blocks import Block
 from pipeline.report.statistics import INTERVAL_LEVEL, Interval
-from pipeline.report.table import Cell, ResultsTable
+from pipeline.report.table import ResultsTable, TableCell
 
 NOTHING = "–"
 _SPREAD = "Percent. Mean ± sample standard deviation over (n) seeds"
@@ -97,7 +97,7 @@ def _scores(table: ResultsTable, quoted: Sequence[Quoted]) -> Block:
     return Block(title="Scores", header=header, rows=rows, leading=3, lines=lines)
 
 
-def _cell_text(cell: Cell | None) -> str:
+def _cell_text(cell: TableCell | None) -> str:
     return NOTHING if cell is None else spread_text(cell.spread) + _interval_text(cell.interval)
 
 

@@ -192,6 +192,7 @@ def test_wrapped_parts_keep_only_rows_that_have_something() -> None:
 
 
 def test_shortened_keeps_both_ends() -> None:
+    assert [width_of(text) for text in ("ab", "漢字", "e\u0301", "ａ")] == [2, 4, 1, 2]
     assert shortened("abcdefghij", 10) == "abcdefghij"
     assert shortened("abcdefghijk", 10) == "abcde…hijk"
     for text in ("漢字仮名交文", "a" * 99, "e\u0301" * 20):

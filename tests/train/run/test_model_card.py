@@ -131,6 +131,7 @@ def test_it_shows_what_frozen_features_of_this_very_backbone_scored(tmp_path: Pa
     frozen_result(top / "knn" / "random-0", label="random", sha256=None, seed=0, value=0.125)
     frozen_result(top / "knn" / "large", label="run", sha256=sha256, seed=0, value=0.75, size=448)
     frozen_result(top / "knn" / "former", label="run", sha256="0" * 64, seed=0, value=0.0625)
+    frozen_result(top / ".replaced" / "knn" / "run-0", label="run", sha256=sha256, seed=0, value=0.0, size=96)
     (top / "linked").symlink_to(top / "knn")
     export(tmp_path / "run", tmp_path / "w.pth", format="torchvision")
     figures = (tmp_path / "w.md").read_text().split("## Figures\n\n")[1].split("\n\n")[0]
