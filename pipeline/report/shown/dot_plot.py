@@ -18,6 +18,7 @@ PANELS_ACROSS = 2
 ROW_INCHES, PANEL_INCHES, TITLE_INCHES = 0.26, 6.2, 0.9
 NAME_WIDTH = 36  # characters of weights and of data sets
 DOTS_PER_INCH = 110
+PanelLine = tuple[str, TableCell | Quoted, str]  # label, what it stands for, colour
 CAPTION = "Percent. Dots: means over seeds; small ones: seeds. Lines: {level:.0%} intervals of images. Squares: quoted."
 
 
@@ -62,9 +63,9 @@ def draw_table(table: ResultsTable, quoted: Sequence[Quoted]) -> bytes:
     return content.getvalue()
 
 
-def _lines_of(table: ResultsTable, quoted: Sequence[Quoted], column: int) -> list[tuple[str, TableCell | Quoted, str]]:
+def _lines_of(table: ResultsTable, quoted: Sequence[Quoted], column: int) -> list[PanelLine]:
     """What a panel shows from top to bottom: a label, what it stands for, and its colour."""
-    lines: list[tuple[str, TableCell | Quoted, str]] = []
+    lines: list[PanelLine] = []
     for place, row in enumerate(table.rows):
         if (cell := table.cells.get((place, column))) is not None:
             label = f"{shortened(row.shown, NAME_WIDTH)} {shortened(row.backbone, NAME_WIDTH)} {row.short}"
@@ -73,9 +74,7 @@ def _lines_of(table: ResultsTable, quoted: Sequence[Quoted], column: int) -> lis
     return lines + [(f"{one.row.method} ({one.row.table}, {one.mark})", one, "tab:orange") for one in beside]
 
 
-def _draw_panel(
-    axis: Any, table: ResultsTable, column: int, lines: Sequence[tuple[str, TableCell | Quoted, str]]
-) -> None:
+def _draw_panel(axis: Any, table: ResultsTable, column: int, lines: Sequence[PanelLine]) -> None:
     about = table.columns[column]
     title = f"[{about.number}] {about.title}, {about.score}\n{about.first.data.name}"
     # A label is no formula, whatever signs it holds.
