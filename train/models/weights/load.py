@@ -113,7 +113,10 @@ def load_backbone(
     content = read_weights_file(path)
     if isinstance(content, dict) and content.get("format") == BACKBONE_FORMAT:
         return _own(path, format=format, backbone=backbone, part=part)
-    held = held_in(content)
+    try:
+        held = held_in(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a file of weights ({error})") from None
     choice = _choose(path, content, held, format=format, backbone=backbone, part=part)
     return _finished(path, content, held, choice)
 
