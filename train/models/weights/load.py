@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from pipeline.foundation.errors import InputError
+from pipeline.foundation.files import sha256_of
 from train.models.backbone_file import BACKBONE_FORMAT, read_backbone
 from train.models.weights.detect import COUNTER, Candidate, Held, candidates_in, held_in, left_out, rules_for
 from train.models.weights.form import BACKBONES, POSITIONS, AnyBackbone, Form, form_of
 from train.models.weights.input import Pixels, pixels_of
 from train.models.weights.names import CAFFE2
-from train.models.weights.read import read_weights_file, sha256_of_file, weights_file
+from train.models.weights.read import read_weights_file, weights_file
 from train.models.weights.refusal import refusal
 from train.models.weights.rules import FORMATS_OF_WEIGHTS, Rule
 
@@ -138,7 +139,7 @@ def _own(path: Path, *, format: str, backbone: str | None, part: str) -> LoadedB
         mean=own.mean,
         std=own.std,
         format="r2o",
-        sha256=sha256_of_file(path),
+        sha256=sha256_of(path),
         loaded=1.0,
         left_out={},
         notes=(),
@@ -208,7 +209,7 @@ def _finished(path: Path, content: Any, held: Held, choice: _Choice) -> LoadedBa
         mean=pixels.mean,
         std=pixels.std,
         format=rule.name,
-        sha256=sha256_of_file(path),
+        sha256=sha256_of(path),
         loaded=candidate.share,
         left_out=choice.left_out,
         notes=tuple(notes),
