@@ -26,7 +26,7 @@ from train.evals.frozen.scoring.plan import check_report_names, named_protocols,
 from train.evals.frozen.scoring.run import Scoring
 from train.evals.frozen.scoring.stored import FEATURES_FOLDER, REPLACED_FOLDER
 from train.evals.frozen.scoring.subjects import Subject, baselines_of, default_out, named_subjects, safe_name
-from train.evals.frozen.scoring.summary import rows_of, seconds_by_phase, table_of_rows, write_summary
+from train.evals.frozen.scoring.summary import draw_epochs, rows_of, seconds_by_phase, table_of_rows, write_summary
 
 # Ranks wait for the main one while it scores; one that dies is told by its connection, not by this time.
 TIMEOUT_MINUTES = 7 * 24 * 60.0
@@ -141,6 +141,8 @@ def _conclude(scoring: Scoring, evaluation: FrozenEvaluation, *, drop: bool) -> 
     rows, labels = rows_of(evaluation, scoring.scores), [subject.label for subject in evaluation.subjects]
     print(table_of_rows(rows, labels))
     print(seconds_by_phase(scoring.scores.values()))
+    for picture in draw_epochs(evaluation, rows):
+        print(f"over epochs: {picture}")
     path = write_summary(evaluation, rows)
     if drop:
         scoring.remove_features()

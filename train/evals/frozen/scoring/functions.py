@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from train.evals.frozen.protocols import abo, cub, discovery, overclustering
+from train.evals.frozen.protocols import abo, context, cub, discovery, knn, linear, overclustering
 from train.evals.frozen.scoring.evaluation import ScoreFunction
 
 SCORE_FUNCTIONS: Mapping[str, ScoreFunction] = {
+    "linear": linear.score,
+    "knn": knn.score,
+    "context": context.score,
     "overclustering": overclustering.score,
     "discovery": discovery.score,
     "cub": cub.score,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,22 +12,21 @@ import torch
 
 from pipeline.artifacts.run_files import BACKBONE_NAME, CHECKPOINTS_FOLDER, CONFIG_NAME, RECORD_NAME
 from pipeline.artifacts.scores import WeightsRecord
-from pipeline.artifacts.seal import unsealed
 from pipeline.foundation.errors import InputError
-from pipeline.foundation.files import read_own
 from pipeline.foundation.settings import load_settings
 from train.config.frozen import FeatureSettings
 from train.config.pretrain import PretrainSettings
 from train.evals.datasets.annotated import DataSet, ImageList
 from train.evals.frozen.extraction.read_ahead import read_batches
+from train.evals.frozen.over_run import checkpoints_of
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from train.models.frozen import FrozenModel, random_model, set_batch_norm_statistics
+from train.models.weights.form import BACKBONES
 from train.models.weights.load import LoadedBackbone, load_backbone
 
 RandomKind = Literal["random", "random-bn"]
 RANDOM_KINDS: tuple[RandomKind, ...] = ("random", "random-bn")
 ALL_CHECKPOINTS = "all"
-STEP_NAME = re.compile(r"step-(\d{8,})(?:-milestone)?")
 BATCH_NORM_BATCH = 64
 
 
@@ -43,6 +41,7 @@ class Subject:
         own_layers: of random weights of a ViT, as `LoadedBackbone.own_layers`.
         num_clusters: K of the run's schedule when the weights were saved; None where they are of no run.
         part: which of a file's networks, "online" or "target".
+        epoch: how many epochs were done, where it is a checkpoint of a run.
     """
 
     label: str
@@ -54,6 +53,7 @@ class Subject:
     own_layers: bool = False
     num_clusters: int | None = None
     part: str = "online"
+    epoch: float | None = None
 
     @property
     def depends_on_seed(self) -> bool:
@@ -123,14 +123,17 @@ def named_subjects(
     if weights in RANDOM_KINDS:
         if backbone is None or checkpoint or format != "auto":
             raise InputError(f"--weights {weights} needs --backbone, such as resnet50, and neither --format nor others")
+        if backbone not in BACKBONES:
+            raise InputError(f"--backbone: no backbone {backbone!r}; there are {', '.join(BACKBONES)}")
         return [_random(kind, backbone, IMAGENET_MEAN, IMAGENET_STD) for kind in RANDOM_KINDS if kind == weights]
     path = Path(weights)
     if checkpoint is None:
         return [_loaded(path, format, backbone, part)]
-    run_checkpoints = sorted((path / CHECKPOINTS_FOLDER).glob("step-*.pt"))
-    if checkpoint == ALL_CHECKPOINTS and not run_checkpoints:
+    if checkpoint != ALL_CHECKPOINTS:
+        return [_loaded(Path(checkpoint), format, backbone, part)]
+    paths = [one.path for one in checkpoints_of(path)]
+    if not paths:
         raise InputError(f"{path / CHECKPOINTS_FOLDER}: no checkpoint; --weights must be the folder of a run")
-    paths = run_checkpoints if checkpoint == ALL_CHECKPOINTS else [Path(checkpoint)]
     return [_loaded(one, format, backbone, part) for one in paths]
 
 
@@ -171,9 +174,9 @@ def _loaded(path: Path, format: str, backbone: str | None, part: str) -> Subject
     if path == run and not (run / BACKBONE_NAME).is_file():
         raise InputError(f"{run}: no {BACKBONE_NAME}, so this is no finished run; give --checkpoint FILE or all")
     loaded = load_backbone(path, format=format, backbone=backbone, part=part)
-    step = STEP_NAME.fullmatch(path.stem) if run else None
+    checkpoint = next((one for one in checkpoints_of(run) if one.path.name == path.name), None) if run else None
     name = run.resolve().name if run else f"{path.stem}-{loaded.sha256[:8]}"
-    label = safe_name("-".join([name, *([path.stem] if step else []), *([part] if part != "online" else [])]))
+    label = safe_name("-".join([name, *([path.stem] if checkpoint else []), *([part] if part != "online" else [])]))
     return Subject(
         label=f"run-{label}" if label in RANDOM_KINDS else label,
         backbone=loaded.name,
@@ -181,8 +184,9 @@ def _loaded(path: Path, format: str, backbone: str | None, part: str) -> Subject
         std=loaded.std,
         loaded=loaded,
         own_layers=loaded.own_layers,
-        num_clusters=_num_clusters(run, int(step[1]) if step else None) if run else None,
+        num_clusters=checkpoint.num_clusters if checkpoint else _last_num_clusters(run),
         part=part,
+        epoch=checkpoint.epoch if checkpoint else None,
     )
 
 
@@ -195,34 +199,17 @@ def _run_of(path: Path) -> Path | None:
     """The folder of a run that a path is, or that a backbone or checkpoint lies in."""
     if path.is_dir():
         return path
-    if path.parent.name == CHECKPOINTS_FOLDER and STEP_NAME.fullmatch(path.stem):
+    if path.parent.name == CHECKPOINTS_FOLDER and (path.parent.parent / RECORD_NAME).is_file():
         return path.parent.parent
     return path.parent if path.name == BACKBONE_NAME else None
 
 
-def _num_clusters(run: Path, step: int | None) -> int | None:
-    """K when a step was done, by the run's settings and the number of its samples; None for `step`: at its end.
-
-    Raises:
-        InputError: run.json is damaged, or the settings are none.
-    """
-    if not (run / RECORD_NAME).is_file():
+def _last_num_clusters(run: Path | None) -> int | None:
+    """K at the end of a run, by its settings. Raises InputError where these are none."""
+    if run is None or not (run / CONFIG_NAME).is_file():
         return None
     settings = load_settings(PretrainSettings, "pretrain", run / CONFIG_NAME)
-    last = settings.epochs - 1
-    if step is None:
-        return settings.num_clusters(last)
-    steps_per_epoch = max(1, _num_samples(run) // settings.global_batch_size)
-    return settings.num_clusters(min(max(step - 1, 0) // steps_per_epoch, last))
-
-
-def _num_samples(run: Path) -> int:
-    path = run / RECORD_NAME
-    content = read_own(path)
-    try:
-        return int(unsealed(json.loads(content), required=False)["samples"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"{path} is damaged, so that K of its checkpoints is unknown; put a whole one back") from None
+    return settings.num_clusters(settings.epochs - 1)
 
 
 def _measured_on(data: DataSet) -> ImageList:

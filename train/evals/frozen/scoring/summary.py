@@ -14,6 +14,7 @@ from pipeline.artifacts.run_files import SUMMARY_NAME
 from pipeline.artifacts.scores import Scores
 from pipeline.artifacts.seal import sealed
 from pipeline.foundation.files import write_atomic
+from train.evals.frozen.over_run import draw_over_epochs
 from train.evals.frozen.scoring.evaluation import Cell, FrozenEvaluation
 
 
@@ -60,6 +61,26 @@ def seconds_by_phase(results: Iterable[Scores]) -> str:
         for name, seconds in scores.seconds.items():
             total[name] = total.get(name, 0.0) + seconds
     return "seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in sorted(total.items()))
+
+
+def draw_epochs(evaluation: FrozenEvaluation, rows: Sequence[SummaryRow]) -> list[Path]:
+    """Where several checkpoints of a run were scored, a PNG a row: its scores, mean over seeds, over epochs."""
+    epochs = {subject.label: subject.epoch for subject in evaluation.subjects if subject.epoch is not None}
+    if len(epochs) < 2:
+        return []
+    paths = []
+    for row in rows:
+        paths.append(evaluation.out / row.data / f"{row.protocol}_over_epochs.png")
+        draw_over_epochs([(epoch, _means(row.by_label[label])) for label, epoch in epochs.items()], paths[-1])
+    return paths
+
+
+def _means(results: Sequence[Scores]) -> dict[str, float | None]:
+    """By score, the mean over seeds; None where one of them has none."""
+    values = {name: [one.scores[name] for one in results] for name in results[0].scores}
+    return {
+        name: None if None in of else float(np.mean([v for v in of if v is not None])) for name, of in values.items()
+    }
 
 
 def write_summary(evaluation: FrozenEvaluation, rows: Sequence[SummaryRow]) -> Path:

@@ -13,7 +13,6 @@ from pipeline.foundation.settings import dump_settings, load_settings
 from tests.train.evals.frozen.made_images import made_data
 from train.config.frozen import FeatureSettings
 from train.config.pretrain import PretrainSettings
-from train.evals.frozen.scoring import subjects
 from train.evals.frozen.scoring.subjects import baselines_of, default_out, named_subjects, safe_name
 from train.models.backbone import build_backbone
 from train.models.backbone_file import save_backbone
@@ -29,11 +28,9 @@ def run(tmp_path: Path) -> Path:
     """A run of 10 epochs of 4 steps whose K goes from 100 to 4."""
     folder = tmp_path / "my run"
     (folder / "checkpoints").mkdir(parents=True)
-    overrides = [
-        f"pretrain.{s}"
-        for s in ("epochs=10", "global_batch_size=16", "refine.clustering_group_size=16", "model.backbone=resnet18")
-    ]
-    overrides += [f"pretrain.curriculum.{s}" for s in ("initial_num_clusters=100", "final_num_clusters=4")]
+    curriculum = ("initial_num_clusters=100", "final_num_clusters=4", "hold_epochs=0")
+    given = ["epochs=10", "global_batch_size=16", "refine.clustering_group_size=16", "model.backbone=resnet18"]
+    overrides = [f"pretrain.{one}" for one in (*given, *(f"curriculum.{one}" for one in curriculum))]
     settings = load_settings(PretrainSettings, "pretrain", None, overrides)
     (folder / "config.yaml").write_text(dump_settings(pretrain=settings))
     (folder / "run.json").write_text(json.dumps(sealed({"samples": 70})))
@@ -59,10 +56,16 @@ def test_a_run_is_named_after_its_folder_and_keeps_its_normalisation_and_k(run: 
     assert not model.training
 
 
-@pytest.mark.parametrize(("step", "epoch"), [(0, 0), (1, 0), (4, 0), (5, 1), (17, 4), (40, 9), (400, 9)])
-def test_k_of_a_checkpoint_is_that_of_its_last_step(run: Path, step: int, epoch: int) -> None:
+def test_k_of_a_checkpoint_is_that_of_its_last_step(run: Path, tmp_path: Path) -> None:
+    for step in (0, 17, 40):
+        (run / "checkpoints" / f"step-{step:08d}.pt").write_bytes((run / "backbone.pt").read_bytes())
     settings = load_settings(PretrainSettings, "pretrain", run / "config.yaml")
-    assert subjects._num_clusters(run, step) == settings.num_clusters(epoch)
+    found = named_subjects(str(run), checkpoint="all")
+    assert [one.label for one in found] == [f"my-run-step-{step:08d}" for step in (0, 17, 40)]
+    assert [one.num_clusters for one in found] == [settings.num_clusters(epoch) for epoch in (0, 4, 9)]
+    assert [one.epoch for one in found] == [0, 17 / 4, 10]
+    (one,) = named_subjects(str(run), checkpoint=str(run / "checkpoints" / "step-00000017.pt"))
+    assert (one.label, one.num_clusters) == ("my-run-step-00000017", settings.num_clusters(4))
 
 
 def test_weights_of_a_file_are_named_after_it_and_its_content(run: Path, tmp_path: Path) -> None:
