@@ -45,6 +45,25 @@ class TensorRows:
         return self.tensor[start:stop]
 
 
+class RowRange:
+    """Neighbouring rows of others."""
+
+    def __init__(self, rows: Rows, start: int, stop: int) -> None:
+        self.rows, self.start, self.stop = rows, start, stop
+
+    @property
+    def width(self) -> int:
+        """Of a row."""
+        return self.rows.width
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def read(self, start: int, stop: int) -> Float32[Tensor, "rows width"]:
+        """What the others give."""
+        return self.rows.read(self.start + start, self.start + min(stop, len(self)))
+
+
 class Standardisation(NamedTuple):
     """(row − mean) / scale, per column."""
 
@@ -93,7 +112,7 @@ def row_tiles(rows: Rows, *, size: int | None = None) -> Iterator[tuple[int, Flo
         yield start, rows.read(start, min(start + size, len(rows)))
 
 
-def held_rows(rows: Rows) -> Rows:
+def keep_rows(rows: Rows) -> Rows:
     """Rows that are read many times: in memory as float32 where they fit in `HELD_BYTES`."""
     if isinstance(rows, TensorRows) or len(rows) * rows.width * 4 > HELD_BYTES or not len(rows):
         return rows

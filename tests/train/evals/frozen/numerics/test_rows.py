@@ -10,7 +10,7 @@ import torch
 from sklearn.preprocessing import StandardScaler
 
 from train.evals.frozen.numerics import rows as module
-from train.evals.frozen.numerics.rows import CellRows, TensorRows, held_rows, row_tiles, standardise_on
+from train.evals.frozen.numerics.rows import CellRows, TensorRows, keep_rows, row_tiles, standardise_on
 
 CPU = torch.device("cpu")
 
@@ -48,8 +48,8 @@ def test_tiles_are_all_rows_once(cells: np.ndarray) -> None:
 
 def test_rows_are_held_where_they_fit(cells: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = CellRows(cells, chosen=np.arange(420), device=CPU)
-    kept = held_rows(rows)
+    kept = keep_rows(rows)
     assert isinstance(kept, TensorRows)
     assert torch.equal(kept.read(3, 300), rows.read(3, 300))
     monkeypatch.setattr(module, "HELD_BYTES", 420 * 6 * 4 - 1)
-    assert held_rows(rows) is rows
+    assert keep_rows(rows) is rows
