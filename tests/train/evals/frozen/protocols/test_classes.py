@@ -130,6 +130,8 @@ def test_truth_as_features_is_always_right() -> None:
     assert set(finding.scores.values()) == {1.0}
     assert {name: score_of(counts) for name, counts in finding.per_image.items()} == finding.scores
     assert finding.predict is None
+    # every C is right: the least is taken
+    assert finding.chosen["c"] == pytest.approx(1e-3)
 
 
 def test_shuffled_truth_gives_chance() -> None:
