@@ -42,7 +42,7 @@ class Probe:
     def __init__(self, reader: ShardReader, settings: PretrainSettings, world: World) -> None:
         self._world = world
         self._classed = _read_classed(reader, settings, world) if len(reader.manifest.classes) > 1 else None
-        self._masked = MaskProbe(settings, world.device) if settings.run.probe_masks else None
+        self._masked = MaskProbe(settings, world) if settings.run.probe_masks else None
 
     @torch.no_grad()
     def figures(self, model: R2O, *, epoch: int) -> dict[str, float]:
