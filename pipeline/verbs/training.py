@@ -26,7 +26,7 @@ def add_verbs(verbs: Verbs[Parser], of_stage: Parser) -> None:
     pretrain.add_argument("--dry-run", action="store_true", help="print the resolved run and its cost and end")
     pretrain.add_argument("--num-samples", type=count, help="with --dry-run: plan for so many, without shards")
     pretrain.set_defaults(verb=_pretrain)
-    pretrain.add_argument("--init", type=path, help="weights to begin with: .pth or .safetensors of any export format")
+    pretrain.add_argument("--init", type=path, help="weights to begin with, of any project in docs/weights.md")
     export = verbs.add_parser("export", help="backbone → a file that another library loads, with a model card")
     export.add_argument("--run", type=path, required=True, help="folder of a run")
     export.add_argument("--format", choices=EXPORT_FORMATS, default="torchvision", help="whose names (torchvision)")

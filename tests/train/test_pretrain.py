@@ -23,6 +23,7 @@ from train import pretrain
 from train.engine.checkpoint import checkpoints, read_checkpoint
 from train.export import export
 from train.models.backbone_file import read_backbone
+from train.models.weights.load import load_backbone
 from train.run.log import read_log
 
 pytestmark = pytest.mark.processes
@@ -83,7 +84,12 @@ def test_the_run_folder_explains_itself(undisturbed: Path) -> None:
     assert record["versions"]["torch"] == torch.__version__
     assert yaml.safe_load((undisturbed / "config.yaml").read_text())["pretrain"]["optim"]["momentum"] == 0.9
     assert [p.name for p in checkpoints(undisturbed)] == ["step-00000012.pt", "step-00000016.pt"]
-    assert read_backbone(undisturbed / "backbone.pt").name == "resnet18"
+    own = read_backbone(undisturbed / "backbone.pt")
+    newest = {part: load_backbone(checkpoints(undisturbed)[-1], part=part) for part in ("online", "target")}
+    assert {(one.name, one.format, one.loaded) for one in newest.values()} == {("resnet18", "r2o_checkpoint", 1.0)}
+    assert {one.fingerprint for one in newest.values()} == {own.fingerprint} == {record["fingerprint"]}
+    assert all(torch.equal(value, newest["online"].weights[key]) for key, value in own.state_dict.items())
+    assert not torch.equal(newest["target"].weights["conv1.weight"], own.state_dict["conv1.weight"])
 
 
 def test_the_log_tells_every_step_by_its_schedule(undisturbed: Path) -> None:

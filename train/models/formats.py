@@ -1,4 +1,4 @@
-"""A backbone's weights under the names that other libraries give them, to and from files. Nothing is guessed.
+"""A backbone's weights under the names that other libraries give them, and to their files. Nothing is guessed.
 
 Our own names are torchvision's, without the classifier.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from train.models.weights.rules import RULES, WRAPPERS, Rule
 COUNTER = ".num_batches_tracked"
 _STATE = ("online_params", "target_params", "online_state", "target_state", "opt_state")
 _FIELDS = {"_ByolExperimentState": _STATE, "ExperimentState": _STATE}  # named tuples, pickled without their names
-_DEEPEST = 40
+_DEEPEST, _MOST = 40, 1_000_000  # containers in containers, and members of all of them
 _EPS = 1e-5  # of batch norm
 
 
@@ -44,35 +45,49 @@ class Held:
 
 
 def held_in(content: Any) -> Held:
-    """Every tensor and array in what was read, by its path."""
-    arrays = dict(_flat(content, (), 0))
+    """Every tensor and array in what was read, by its path.
+
+    Raises:
+        ValueError: there are too many members, as where a few bytes name each other.
+    """
+    arrays = dict(_flat(content, (), itertools.count()))
     if any(path.endswith(anchor) for path in arrays for anchor in HAIKU_ANCHORS):
         arrays = {_one_tree(path): values for path, values in arrays.items()}
     tops = {path.partition("/")[0] for path in arrays}
     members = content if isinstance(content, dict) else {}
-    return Held(arrays, tuple(str(key) for key in members if str(key) not in tops))
+    return Held(arrays, tuple(name for name in map(_printable, members) if name not in tops))
 
 
-def _flat(value: Any, path: tuple[str, ...], depth: int) -> Iterator[tuple[str, Any]]:
+def _flat(value: Any, path: tuple[str, ...], members: Iterator[int]) -> Iterator[tuple[str, Any]]:
+    if next(members) > _MOST:
+        raise ValueError(f"more than {_MOST} members")
     if isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "fiub"):
         if path:
             yield "/".join(path), value
-    elif depth < _DEEPEST:
+    elif len(path) < _DEEPEST:
         for name, inner in _children(value):
-            yield from _flat(inner, (*path, name) if name else path, depth + 1)
+            yield from _flat(inner, (*path, name), members)
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
-        yield from ((str(key), inner) for key, inner in value.items())
+        yield from ((_printable(key), inner) for key, inner in value.items())
     elif isinstance(value, (list, tuple)):
         yield from ((str(place), inner) for place, inner in enumerate(value))
     elif isinstance(value, Inert):
         fields = _FIELDS.get(value.named.rpartition(".")[2])
         if fields and len(value.given) == len(fields):
             yield from zip(fields, value.given, strict=True)
-        else:  # a mapping of haiku's holds one dict
-            yield from (("" if len(value.given) == 1 else str(place), one) for place, one in enumerate(value.given))
+        elif len(value.given) == 1:  # a mapping of haiku's holds one dict
+            yield from _children(value.given[0])
+        else:
+            yield from ((str(place), one) for place, one in enumerate(value.given))
+
+
+def _printable(name: object) -> str:
+    """A name of the file's, fit for one line."""
+    text = str(name)
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _one_tree(path: str) -> str:

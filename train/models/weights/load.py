@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from pipeline.foundation.errors import InputError
+from pipeline.foundation.files import sha256_of
 from train.models.backbone_file import BACKBONE_FORMAT, read_backbone
 from train.models.weights.detect import COUNTER, Candidate, Held, candidates_in, held_in, left_out, rules_for
 from train.models.weights.form import BACKBONES, POSITIONS, AnyBackbone, Form, form_of
 from train.models.weights.input import Pixels, pixels_of
 from train.models.weights.names import CAFFE2
-from train.models.weights.read import read_weights_file, sha256_of_file, weights_file
+from train.models.weights.read import read_weights_file, weights_file
 from train.models.weights.refusal import refusal
 from train.models.weights.rules import FORMATS_OF_WEIGHTS, Rule
 
@@ -113,7 +114,10 @@ def load_backbone(
     content = read_weights_file(path)
     if isinstance(content, dict) and content.get("format") == BACKBONE_FORMAT:
         return _own(path, format=format, backbone=backbone, part=part)
-    held = held_in(content)
+    try:
+        held = held_in(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a file of weights ({error})") from None
     choice = _choose(path, content, held, format=format, backbone=backbone, part=part)
     return _finished(path, content, held, choice)
 
@@ -135,7 +139,7 @@ def _own(path: Path, *, format: str, backbone: str | None, part: str) -> LoadedB
         mean=own.mean,
         std=own.std,
         format="r2o",
-        sha256=sha256_of_file(path),
+        sha256=sha256_of(path),
         loaded=1.0,
         left_out={},
         notes=(),
@@ -205,7 +209,7 @@ def _finished(path: Path, content: Any, held: Held, choice: _Choice) -> LoadedBa
         mean=pixels.mean,
         std=pixels.std,
         format=rule.name,
-        sha256=sha256_of_file(path),
+        sha256=sha256_of(path),
         loaded=candidate.share,
         left_out=choice.left_out,
         notes=tuple(notes),

@@ -11,7 +11,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import IO, Any
 
 import numpy as np
@@ -275,11 +275,11 @@ def _plain(value: Any) -> Any:
     return follow(value)
 
 
-def inert_names(value: Any) -> Iterator[str]:
-    """The names of all inert objects in what was read."""
-    if isinstance(value, Inert):
-        yield value.named
-    inner = value.values() if isinstance(value, dict) else value.given if isinstance(value, Inert) else value
-    if isinstance(value, (dict, list, Inert)):
-        for one in inner:
-            yield from inert_names(one)
+def inert_names(content: Any) -> list[str]:
+    """The names of the inert objects among the members of what was read, and of their members; each once."""
+    names, level = set(), [content]
+    for _ in range(3):
+        inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))]
+        names |= {one.named for one in level if isinstance(one, Inert)}
+        level = [one for members in inner for one in members]
+    return sorted(names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 import zipfile
@@ -49,12 +48,6 @@ def weights_file(path: Path) -> Path:
     if not path.is_file():
         raise InputError(f"{path}: no such file; give weights as {READS}")
     return path
-
-
-def sha256_of_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_weights_file(path: Path) -> Any:

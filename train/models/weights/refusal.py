@@ -42,7 +42,7 @@ def refusal(
             f"{path} is a whole pickled model ({module}), whose code r2o does not run; save model.state_dict() instead"
         )
     if not any(isinstance(name, str) and not name.isdigit() for name in held.arrays):
-        named = sorted({*inert_names(content)})
+        named = inert_names(content)
         if isinstance(content, (dict, list)) and named:
             return f"{path} is not a file of weights (it holds {_listed(named)}, which r2o does not make)"
         return f"{path} holds no state dict: tensors by name"

@@ -5,6 +5,7 @@ import collections
 import io
 import os
 import pickle
+import random
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from pipeline.foundation.errors import InputError
 from tests.train.models.weights.conftest import Weights, prefixed, weights_of
 from train.models.torch_file import DamagedError
 from train.models.weights.load import load_backbone
+
+SEED = 20261127
 
 
 @pytest.fixture(scope="module")
@@ -249,13 +252,35 @@ def test_which_network_is_taken_is_told(weights: Weights, tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.long
 def test_recursion_and_deep_nesting_end(weights: Weights, tmp_path: Path) -> None:
     content: dict[str, Any] = {"state_dict": arrays(weights)}
     content["self"] = content
     (tmp_path / "w.pkl").write_bytes(pickle.dumps(content))
     assert load_backbone(tmp_path / "w.pkl").loaded == 1.0
+    for _ in range(40):
+        content = {"a": content, "b": content}
+    torch.save(content, tmp_path / "w.pkl")
+    with pytest.raises(InputError, match="more than 1000000 members"):
+        load_backbone(tmp_path / "w.pkl")
     deep = io.BytesIO()
     deep.write(b"\x80\x02" + b"(" * 50_000 + b"t" * 50_000 + b".")
     (tmp_path / "w.pkl").write_bytes(deep.getvalue())
     with pytest.raises(InputError):
         load_backbone(tmp_path / "w.pkl")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("form", ["pickle 2", "pickle 4", "legacy with objects", "own dict", "npz", "safetensors"])
+def test_a_changed_byte_is_read_or_told_and_nothing_else(form: str, weights: Weights, tmp_path: Path) -> None:
+    """Forms without checksums cannot tell; but no other error comes out, and no line lacks the file's name."""
+    small = {key: value for key, value in weights.items() if value.numel() < 3000}
+    path, rng = written(tmp_path / "w.safetensors", form, small), random.Random(SEED)
+    data = path.read_bytes()
+    ends = [*range(min(len(data), 4000)), *range(max(len(data) - 2000, 0), len(data))]
+    for place in rng.sample(ends, 250):
+        path.write_bytes(data[:place] + bytes([rng.randrange(256)]) + data[place + 1 :])
+        with pytest.raises(InputError) as caught:
+            load_backbone(path)
+        assert str(path) in str(caught.value), (SEED, place)
+        assert "\n" not in str(caught.value), (SEED, place)

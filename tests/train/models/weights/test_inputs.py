@@ -80,9 +80,8 @@ def test_msras_resnets_compute_what_they_do_in_detectron2(with_bias: bool, tmp_p
 )
 def test_detectron2s_own_models_are_told_from_converted_ones(more: dict[str, Any], bgr: bool, tmp_path: Path) -> None:
     weights = weights_of("resnet50")
-    tensors = prefixed("backbone.bottom_up.", detectron2(weights)) | {
-        key: value for key, value in more.items() if isinstance(value, Tensor)
-    }
+    tensors = {key: value for key, value in more.items() if isinstance(value, Tensor)}
+    tensors |= prefixed("backbone.bottom_up.", detectron2(weights))
     torch.save({"model": tensors, **{k: v for k, v in more.items() if isinstance(v, str)}}, tmp_path / "w.pth")
     loaded = load_backbone(tmp_path / "w.pth")
     assert loaded.std == (pytest.approx((1 / 255,) * 3) if bgr else IMAGENET_STD)
