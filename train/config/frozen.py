@@ -90,6 +90,7 @@ class ClassesSettings(ProtocolSettings):
     log10_c: tuple[float, float] = (-6.0, 5.0)
     num_c: Positive = 8
     selection_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    max_iterations: Positive = 1000
 
 
 class CubSettings(ProtocolSettings):

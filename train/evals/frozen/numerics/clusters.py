@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -10,17 +10,10 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
+from train.evals.frozen.numerics.rows import CellRows, Rows, row_tiles, standardise_on
 from train.r2o.kmeans import RELATIVE_ZERO, kmeans, seeding_uniforms
 
 ROWS_AT_ONCE = 4096
-
-
-class Components(NamedTuple):
-    """Channels are standardised by `mean` and `scale`, then projected onto `directions`, orthonormal columns."""
-
-    mean: Float32[Tensor, " c"]
-    scale: Float32[Tensor, " c"]
-    directions: Float32[Tensor, "c d"]
 
 
 class RowClusters(NamedTuple):
@@ -32,51 +25,36 @@ class RowClusters(NamedTuple):
 
 
 def principal_components(
-    rows: Float[np.ndarray, "n c"], *, count: int | None, device: torch.device
-) -> Float32[Tensor, "n d"]:
-    """Standardised rows in the coordinates of their `count` principal components; None: standardised alone.
+    cells: Float[np.ndarray, "n h w c"], *, count: int | None, device: torch.device
+) -> Float32[Tensor, "rows d"]:
+    """Standardised cells in the coordinates of their `count` principal components; None: standardised alone.
 
     As Leopart: each channel has mean 0 and variance 1 before (a constant one becomes 0); nothing is whitened.
-    The components are those of all rows. A direction's largest entry is positive, so that signs do not depend on
+    The components are those of all cells. A direction's largest entry is positive, so that signs do not depend on
     the machine.
 
     Args:
-        rows: float16 or float32; read a part at a time.
+        cells: float16 or float32; read a part at a time.
+        count: at most the channels.
     """
-    found = _fit_components(rows, count=count, device=device)
-    parts = [((part - found.mean) / found.scale) @ found.directions for part in _parts(rows, device)]
-    return torch.cat(parts)
-
-
-def _parts(rows: np.ndarray, device: torch.device) -> Iterator[Tensor]:
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        yield torch.from_numpy(rows[start : start + ROWS_AT_ONCE].astype(np.float32)).to(device)
-
-
-def _fit_components(rows: np.ndarray, *, count: int | None, device: torch.device) -> Components:
-    """Sums over rows are kept in float64; products of a part are float32 products of centred channels."""
-    channels = rows.shape[1]
-    total = torch.zeros(channels, dtype=torch.float64, device=device)
-    for part in _parts(rows, device):
-        total += part.sum(0, dtype=torch.float64)
-    mean = (total / len(rows)).float()
-    variance = torch.zeros_like(total)
-    products = torch.zeros(channels, channels, dtype=torch.float64, device=device)
-    for part in _parts(rows, device):
-        centred = part - mean
-        variance += centred.square().sum(0, dtype=torch.float64)
-        if count is not None:
-            products += centred.T @ centred
-    # the variance that rounding gives a channel of one value is no variance
-    deviation = (variance / len(rows)).sqrt()
-    constant = deviation <= RELATIVE_ZERO * mean.abs()
-    scale = torch.where(constant, 1.0, deviation)
+    every = np.arange(math.prod(cells.shape[:3]))
+    standard = standardise_on(CellRows(cells, chosen=every, device=device))
+    rows = CellRows(cells, chosen=every, device=device, standard=standard)
     if count is None:
-        return Components(mean, scale.float(), torch.eye(channels, device=device))
-    correlation = products / len(rows) / scale.outer(scale)
-    directions = torch.linalg.eigh(correlation).eigenvectors.flip(1)[:, :count]
+        return torch.cat([tile for _, tile in row_tiles(rows)])
+    directions = _principal_directions(rows, count=count, device=device)
+    return torch.cat([tile @ directions for _, tile in row_tiles(rows)])
+
+
+def _principal_directions(rows: Rows, *, count: int, device: torch.device) -> Float32[Tensor, "c d"]:
+    """Of standardised rows. Products of a tile are made in float32, their sum in float64."""
+    products = torch.zeros(rows.width, rows.width, dtype=torch.float64, device=device)
+    for _, tile in row_tiles(rows):
+        products += tile.T @ tile
+    directions = torch.linalg.eigh(products / len(rows)).eigenvectors.flip(1)[:, :count]
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    return Components(mean, scale.float(), (directions * largest.sign()).float())
+    turned: Tensor = directions * largest.sign()
+    return turned.float()
 
 
 def cluster_rows(

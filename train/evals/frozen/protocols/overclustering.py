@@ -33,8 +33,7 @@ def score(task: Task[OverclusteringSettings]) -> Finding:
     present = np.unique(labels[labels != UNLABELLED])
     _require_enough(features, settings, num_classes=len(present))
     with task.clock.phase("components"):
-        cells = features.cells.reshape(-1, features.cells.shape[3])
-        rows = principal_components(cells, count=settings.pca, device=task.device)
+        rows = principal_components(features.cells, count=settings.pca, device=task.device)
     with task.clock.phase("clusters"):
         many = _cluster_maps(rows, task, features, count=settings.clusters)
         few = _cluster_maps(rows, task, features, count=max(1, len(present)))

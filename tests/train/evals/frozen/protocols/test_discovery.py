@@ -164,6 +164,12 @@ def test_features_that_tell_nothing_give_a_box(value: float) -> None:
     assert found[0, 0]
 
 
+def test_a_cell_is_no_neighbour_of_its_own_and_nothing_is_not_similar() -> None:
+    """Without itself the first cell has as few similar others as the second, which is similar to nothing."""
+    cells = torch.tensor([[[1.0, -1.0], [0.0, 0.0], [-1.0, 1.0], [-1.0, 1.0]]])
+    assert object_cells(cells, most_seeds=4).tolist() == [[True, False, False, False]]
+
+
 def test_scale_of_features_changes_nothing() -> None:
     cells = torch.rand(9, 6, 8, generator=torch.Generator().manual_seed(3))
     first = object_cells(cells, most_seeds=20)

@@ -15,7 +15,9 @@ from pipeline.artifacts.scores import score_of
 from pipeline.foundation.errors import InputError
 from train.config.frozen import OverclusteringSettings
 from train.evals.datasets.annotated import UNLABELLED, Annotated, DataSet
+from train.evals.frozen.numerics.clusters import RowClusters, cluster_rows
 from train.evals.frozen.protocol import Finding, SplitFeatures, Task
+from train.evals.frozen.protocols import overclustering
 from train.evals.frozen.protocols.overclustering import matched_classes, most_frequent_classes, score
 
 CLASSES = ("background", "cat", "dog", "horse")
@@ -85,7 +87,7 @@ def test_truth_as_features_scores_1(clusters: int) -> None:
     assert all(np.array_equal(finding.predict(i), labels[i]) for i in range(5))
 
 
-@pytest.mark.parametrize("pca", [None, 3])
+@pytest.mark.parametrize("pca", [None, 3, 4])
 def test_scores_are_those_of_scikit_learn_s_parts(pca: int | None) -> None:
     """Leopart's steps with scikit-learn's scaler, PCA and K-means, IoUs cluster by cluster, on labels with void.
 
@@ -200,6 +202,20 @@ def test_seeds_give_other_clusters_and_equal_ones_the_same() -> None:
     first, again, other = (scored(cells, list(labels), seed=seed, restarts=1).scores for seed in (0, 0, 1))
     assert first == again
     assert first != other
+
+
+def test_settings_reach_both_k_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, int]] = []
+
+    def recorded(rows: torch.Tensor, **settings: int) -> RowClusters:
+        asked.append(settings)
+        return cluster_rows(rows, **settings)
+
+    monkeypatch.setattr(overclustering, "cluster_rows", recorded)
+    labels = patches(4, seed=0)
+    scored(one_hot(labels), list(labels), seed=7, clusters=9, iterations=3, restarts=2, rows_per_cluster=5)
+    both = {"seed": 7, "iterations": 3, "restarts": 2}
+    assert asked == [{"clusters": 9, "max_rows": 45} | both, {"clusters": 4, "max_rows": 20} | both]
 
 
 @pytest.mark.parametrize(
