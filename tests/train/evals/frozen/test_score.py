@@ -80,7 +80,9 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_runs(
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_it_in_one_line_and_the_same_command_goes_on(
     voc: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
