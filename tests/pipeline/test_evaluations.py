@@ -15,6 +15,7 @@ from pipeline.stages import EVALUATIONS, Evaluation, Stage
 from train.config import evals
 from train.config.evals import all_sections, load_evaluation_settings
 from train.config.evaluation import EvaluationSettings
+from train.config.frozen import FROZEN_PROTOCOLS
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,3 +97,69 @@ def test_a_name_that_is_taken_makes_no_evaluation(made_up: Evaluation) -> None:
     for name in (*WorkflowSettings.model_fields, "run", "config", "set", "path", "Voc", "a-b", ""):
         with pytest.raises(AssertionError):
             dataclasses.replace(made_up, name=name)
+
+
+def started_by(monkeypatch: pytest.MonkeyPatch, *argv: str) -> Stage:
+    started: list[Stage] = []
+    monkeypatch.setattr(local, "start", lambda stage: started.append(stage) or 0)
+    assert cli.main(argv) == 0
+    (stage,) = started
+    return stage
+
+
+def test_frozen_features_are_scored_by_all_protocols_or_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["--weights=w.pth", "--data", "d1", "d2", "--format=timm", "--out=o", "--nproc=2", "--drop-features"]
+    stage = started_by(
+        monkeypatch, "eval-frozen", *given, "--protocols=knn,abo", "--set", "eval_frozen.knn.k=[5]"
+    )  # fmt: skip
+    assert stage.module == "train.evals.frozen.score"
+    assert stage.arguments == (
+        "--weights=w.pth", "--data=d1", "--data=d2", "--format=timm", "--protocols=knn,abo", "--out=o",
+        "--drop-features", "--set=eval_frozen.knn.k=[5]",
+    )  # fmt: skip
+    assert (stage.output, stage.marker) == (Path("o"), Path("o/summary.json"))
+    assert stage.resources.processes == 2
+    assert stage.settings["knn"]["k"] == [5]
+    for name in FROZEN_PROTOCOLS:
+        one = started_by(monkeypatch, f"eval-{name}", "--weights=random", "--backbone=resnet18", "--data=d")
+        assert one.arguments == ("--weights=random", "--data=d", "--backbone=resnet18", f"--protocols={name}")
+
+
+def test_features_are_written_for_any_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = started_by(
+        monkeypatch, "features", "--weights=w", "--data=d", "--out=o", "--size=448", "--levels", "c4", "pooled"
+    )
+    assert stage.module == "train.evals.frozen.features"
+    assert stage.arguments == ("--weights=w", "--data=d", "--out=o", "--size=448", "--levels=c4,pooled")
+
+
+@pytest.mark.parametrize(
+    ("argv", "match"),
+    [
+        (["eval-frozen", "--data=d"], "--weights"),
+        (["eval-frozen", "--weights=w"], "--data"),
+        (["eval-linear", "--weights=w", "--data=d", "--protocols=knn"], "unrecognized arguments: --protocols"),
+        (["eval-knn", "--weights=w", "--data=d", "--set", "eval_frozen.knn.kk=1"], "unknown key 'eval_frozen.knn.kk'"),
+        (["features", "--weights=w", "--data=d", "--out=o", "--levels", "c6"], "c6"),
+    ],
+)
+def test_mistakes_of_the_command_line_are_named(
+    argv: list[str], match: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(argv) == 2
+    assert match in capsys.readouterr().err
+
+
+def test_names_of_protocols_are_no_names_of_evaluations() -> None:
+    assert not {*FROZEN_PROTOCOLS, "frozen"} & set(EVALUATIONS)
+
+
+def test_the_workflow_scores_frozen_features_where_data_is_named() -> None:
+    recipe = load_recipe(None, ["workflow.frozen=/data/voc", "eval_frozen.linear.num_c=3"])
+    stages = workflow(recipe, work=Path("w"), options=("--config=c",))
+    assert [stage.name for stage in stages] == ["scenes", "shards", "preview", "pretrain", "eval-voc", "eval-frozen"]
+    assert stages[-1].arguments == ("--weights=w/pretrain", "--data=/data/voc", "--config=c")
+    assert stages[-1].needs == ("pretrain",)
+    assert dict(stages[-1].inputs) == {"data": Path("/data/voc")}
+    assert stages[-1].marker == Path("w/pretrain/eval-frozen/summary.json")
+    assert stages[-1].settings["linear"]["num_c"] == 3

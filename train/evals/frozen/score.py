@@ -26,7 +26,7 @@ from train.evals.frozen.scoring.plan import check_report_names, named_protocols,
 from train.evals.frozen.scoring.run import Scoring
 from train.evals.frozen.scoring.stored import FEATURES_FOLDER, REPLACED_FOLDER
 from train.evals.frozen.scoring.subjects import Subject, baselines_of, default_out, named_subjects, safe_name
-from train.evals.frozen.scoring.summary import draw_epochs, rows_of, seconds_by_phase, table_of_rows, write_summary
+from train.evals.frozen.scoring.summary import draw_epochs, seconds_by_phase, summary_rows, table_of_rows, write_summary
 
 # Ranks wait for the main one while it scores; one that dies is told by its connection, not by this time.
 TIMEOUT_MINUTES = 7 * 24 * 60.0
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = load_evaluation_settings(EvalFrozenSettings, arguments.config, arguments.set)
     adopt_ranks()
     with stop_signals_raise(), world_from_environment(timeout_minutes=TIMEOUT_MINUTES) as world:
-        evaluation = agreed(lambda: prepare(arguments, settings, world), world)
+        evaluation = agreed(lambda: prepare_scoring(arguments, settings, world), world)
         scoring = Scoring(evaluation)
         with os_errors_named(evaluation.out):
             scoring.run()
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def prepare(arguments: argparse.Namespace, settings: EvalFrozenSettings, world: World) -> FrozenEvaluation:
+def prepare_scoring(arguments: argparse.Namespace, settings: EvalFrozenSettings, world: World) -> FrozenEvaluation:
     """Read and check all inputs, and say what will run; nothing is written.
 
     Raises:
@@ -138,7 +138,7 @@ def _say_data(image_set: ImageSet) -> None:
 
 def _conclude(scoring: Scoring, evaluation: FrozenEvaluation, *, drop: bool) -> None:
     """Print table, seconds and paths; write the summary last."""
-    rows, labels = rows_of(evaluation, scoring.scores), [subject.label for subject in evaluation.subjects]
+    rows, labels = summary_rows(evaluation, scoring.scores), [subject.label for subject in evaluation.subjects]
     print(table_of_rows(rows, labels))
     print(seconds_by_phase(scoring.scores.values()))
     for picture in draw_epochs(evaluation, rows):

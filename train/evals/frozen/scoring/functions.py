@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from train.evals.frozen.protocols import abo, context, cub, discovery, knn, linear, overclustering
+from train.evals.frozen.protocols import abo, classes, context, cub, discovery, knn, linear, overclustering
 from train.evals.frozen.scoring.evaluation import ScoreFunction
 
 SCORE_FUNCTIONS: Mapping[str, ScoreFunction] = {
@@ -13,6 +13,7 @@ SCORE_FUNCTIONS: Mapping[str, ScoreFunction] = {
     "context": context.score,
     "overclustering": overclustering.score,
     "discovery": discovery.score,
+    "classes": classes.score,
     "cub": cub.score,
     "abo": abo.score,
 }

@@ -174,7 +174,9 @@ def _loaded(path: Path, format: str, backbone: str | None, part: str) -> Subject
     if path == run and not (run / BACKBONE_NAME).is_file():
         raise InputError(f"{run}: no {BACKBONE_NAME}, so this is no finished run; give --checkpoint FILE or all")
     loaded = load_backbone(path, format=format, backbone=backbone, part=part)
-    checkpoint = next((one for one in checkpoints_of(run) if one.path.name == path.name), None) if run else None
+    is_checkpoint = run is not None and path.parent == run / CHECKPOINTS_FOLDER
+    among = checkpoints_of(run) if run and is_checkpoint else []
+    checkpoint = next((one for one in among if one.path.name == path.name), None)
     name = run.resolve().name if run else f"{path.stem}-{loaded.sha256[:8]}"
     label = safe_name("-".join([name, *([path.stem] if checkpoint else []), *([part] if part != "online" else [])]))
     return Subject(

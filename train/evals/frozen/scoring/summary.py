@@ -27,7 +27,7 @@ class SummaryRow(NamedTuple):
     by_label: Mapping[str, Sequence[Scores]]
 
 
-def rows_of(evaluation: FrozenEvaluation, scores: Mapping[Cell, Scores]) -> list[SummaryRow]:
+def summary_rows(evaluation: FrozenEvaluation, scores: Mapping[Cell, Scores]) -> list[SummaryRow]:
     """The rows of the table, in the order in which people named the images."""
     rows = []
     for number, image_set in enumerate(evaluation.image_sets):
