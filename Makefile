@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo scenes shards verify preview pretrain export features results test quick fuzz gpu-day same-behaviour lint bench bench-shards bench-stream bench-step bench-train clean
+.PHONY: help install demo scenes shards verify preview pretrain export features results test quick fuzz gpu-day same-behaviour lint bench bench-shards bench-stream bench-step bench-train bench-eval clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -62,7 +62,7 @@ help:
 	@echo '                 each of these also takes CONFIG=<file of configs/> and SET="section.key=value …"'
 	@echo 'make test        the tests without the slow ones; make quick: those that start no process and take no seconds'
 	@echo 'make fuzz        N=5000 SEED=7: changes every file that is read so often, and looks what is made of it'
-	@echo 'make lint        format, lint and types; make bench-shards, bench-stream, bench-step, bench-train: speed (make bench: all)'
+	@echo 'make lint        format, lint and types; make bench-shards, bench-stream, bench-step, bench-train, bench-eval: speed (make bench: all)'
 	@echo 'make gpu-day     all that has to be seen on a GPU, in ten minutes; DRY=1: tiny, on a CPU; BUDGET, PARTS, OUT, SHARDS, DATA'
 	@echo '$(usage-same-behaviour)'
 	@echo '                 whether losses, shards, messages and exit codes are those of another checkout'
@@ -134,7 +134,7 @@ lint: $(STAMP)
 	@"$$VENV/bin/ruff" check .
 	@"$$VENV/bin/mypy"
 
-bench: bench-shards bench-stream bench-step bench-train
+bench: bench-shards bench-stream bench-step bench-train bench-eval
 
 bench-shards: $(STAMP)
 	@"$$VENV/bin/python" -m tests.benchmarks.shards
@@ -147,6 +147,9 @@ bench-step: $(STAMP)
 
 bench-train: $(STAMP)
 	@"$$VENV/bin/python" -m tests.benchmarks.train
+
+bench-eval: $(STAMP)
+	@"$$VENV/bin/python" -m tests.benchmarks.evaluation
 
 install: $(STAMP)
 

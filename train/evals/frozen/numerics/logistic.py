@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from train.evals.frozen.numerics.rows import Rows, row_tiles
@@ -25,7 +25,9 @@ HISTORY = 10  # pairs of steps and changes of the gradient
 FRAME_ROWS = 65536  # of which the covariance is estimated: any estimate gives the same minimum
 LEAST_DECREASE, LEAST_FLATTENING = 1e-4, 0.9  # Wolfe's conditions
 SEARCH_STEPS = 10
-ROUNDING = 1e-8  # of the objective: sums of float32 products tell no smaller differences
+LEAST_LOG_SHARE = -60.0
+# Of the objective: smaller differences are not told by sums of products.
+ROUNDING = {torch.float32: 1e-8, torch.float64: 1e-15}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,12 @@ class Logistic:
 
     def predict(self, rows: Rows) -> Int64[Tensor, " rows"]:
         """The class with the greatest logit for each row."""
-        weights, bias = self.weights.float(), self.bias.float()
-        return torch.cat([torch.addmm(bias, tile, weights).argmax(1) for _, tile in row_tiles(rows)])
+        return torch.cat(
+            [
+                torch.addmm(self.bias.to(tile.dtype), tile, self.weights.to(tile.dtype)).argmax(1)
+                for _, tile in row_tiles(rows)
+            ]
+        )
 
 
 class _Frame(NamedTuple):
@@ -83,6 +89,8 @@ class LogisticRegression:
     def __init__(self, rows: Rows, targets: Int64[Tensor, " rows"], *, num_classes: int) -> None:
         assert 0 < len(rows) == len(targets), "a class for each row"
         self.rows, self.targets = rows, targets
+        self.dtype = rows.read(0, 1).dtype
+        self.rounding = ROUNDING[self.dtype]
         self.frame = _frame_of(self.rows)
         shares = targets.bincount(minlength=num_classes).double() / len(targets)
         assert len(shares) == num_classes, "classes below num_classes"
@@ -97,7 +105,8 @@ class LogisticRegression:
             c: scikit-learn's C.
             max_iterations: of L-BFGS.
             tolerance: the end is where no component of the gradient is larger, as scikit-learn's `tol`, or where the
-                next step promises less than `ROUNDING` of the objective.
+                next step promises less than `ROUNDING` of the objective. Classes that are rare and told apart make
+                the end slow, and change no score.
         """
         penalty = 1 / (c * len(self.rows))
         point = self._evaluate(self.place, penalty)
@@ -107,7 +116,7 @@ class LogisticRegression:
         while not converged and iterations < max_iterations:
             direction = steps.direction(point.gradient)
             slope = float((point.gradient * direction).sum())
-            converged = point.largest <= tolerance or -slope / 2 <= ROUNDING * point.objective
+            converged = point.largest <= tolerance or -slope / 2 <= self.rounding * point.objective
             if not converged:
                 new, tried = self._search(point, direction, slope, penalty)
                 steps.add(new.place - point.place, new.gradient - point.gradient)
@@ -129,17 +138,19 @@ class LogisticRegression:
         return weights, place[-1] - self.frame.mean @ weights
 
     def _evaluate(self, place: Tensor, penalty: float) -> _Point:
-        """One pass: products in float32, sums over tiles in float64."""
+        """One pass: products in the rows' precision, sums over tiles in float64."""
         weights, bias = self._as_weights(place)
         by_weights, by_bias, spread = torch.zeros_like(weights), torch.zeros_like(bias), torch.zeros_like(bias)
         loss = bias.new_zeros(())
-        weights32, bias32 = weights.float(), bias.float()
+        rounded, rounded_bias = weights.T.to(self.dtype).contiguous(), bias.to(self.dtype)
         for start, tile in row_tiles(self.rows):
-            error, tile_loss, tile_spread = _errors(tile, weights32, bias32, self.targets[start : start + len(tile)])
+            error, tile_loss, tile_spread = _errors(
+                tile, rounded, rounded_bias, self.targets[start : start + len(tile)]
+            )
             loss += tile_loss
             spread += tile_spread
-            by_weights += tile.T @ error
-            by_bias += error.sum(0, dtype=torch.float64)
+            by_weights += (error @ tile).T
+            by_bias += error.sum(1, dtype=torch.float64)
         n = len(self.rows)
         by_weights, by_bias = by_weights / n, by_bias / n
         by_place = self.frame.vectors.T @ (by_weights - torch.outer(self.frame.mean, by_bias)) + penalty * place[:-1]
@@ -151,7 +162,7 @@ class LogisticRegression:
 
     def _search(self, point: _Point, direction: Tensor, slope: float, penalty: float) -> tuple[_Point, int]:
         """The first step that meets Wolfe's conditions, by bisection (Lewis and Overton 2013); else the lowest."""
-        slack = ROUNDING * point.objective
+        slack = self.rounding * point.objective
         low, high, step = 0.0, float("inf"), 1.0
         lowest: _Point | None = None
         for tried in range(1, SEARCH_STEPS + 1):
@@ -198,15 +209,15 @@ class _Steps:
 
 
 def _errors(
-    rows: Float32[Tensor, "n width"], weights: Tensor, bias: Tensor, targets: Tensor
-) -> tuple[Float32[Tensor, "n classes"], Tensor, Tensor]:
+    rows: Float[Tensor, "n width"], weights: Float[Tensor, "classes width"], bias: Tensor, targets: Tensor
+) -> tuple[Float[Tensor, "classes n"], Tensor, Tensor]:
     """softmax − one-hot, the sum of the losses, and the sums of p (1 − p)."""
-    logits = torch.addmm(bias, rows, weights)
-    log_shares = logits.log_softmax(1)
-    shares = log_shares.exp()
-    losses = log_shares.gather(1, targets[:, None])
-    spread = (shares - shares.square()).sum(0, dtype=torch.float64)
-    shares.scatter_add_(1, targets[:, None], shares.new_full((1, 1), -1).expand(len(rows), 1))
+    log_shares = torch.addmm(bias[:, None], weights, rows.T).log_softmax(0)
+    losses = log_shares.gather(0, targets[None])
+    # Products of denormal numbers take ten times as long.
+    shares = log_shares.clamp_min_(LEAST_LOG_SHARE).exp_()
+    spread = shares.sum(1, dtype=torch.float64) - torch.linalg.vecdot(shares, shares).double()
+    shares.scatter_add_(0, targets[None], shares.new_full((1, 1), -1).expand(1, len(rows)))
     return shares, -losses.sum(dtype=torch.float64), spread
 
 
@@ -218,7 +229,7 @@ def _frame_of(rows: Rows) -> _Frame:
     mean = torch.stack([tile.sum(0, dtype=torch.float64) for tile in sample]).sum(0) / count
     squares = torch.zeros(rows.width, rows.width, dtype=torch.float64, device=mean.device)
     for tile in sample:
-        centred = tile - mean.float()
+        centred = tile - mean.to(tile.dtype)
         squares += centred.T @ centred
     variances, vectors = torch.linalg.eigh(squares / count)
     return _Frame(mean, vectors, variances.clamp_min(0))

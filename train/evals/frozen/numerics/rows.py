@@ -22,14 +22,14 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, start: int, stop: int) -> Float32[Tensor, "rows width"]:
-        """Some of them, float32, on the device that computes. The caller does not change them."""
+    def read(self, start: int, stop: int) -> Float[Tensor, "rows width"]:
+        """Some of them, on the device that computes, in the precision to compute in. They stay as they are."""
 
 
 class TensorRows:
     """The rows of a tensor."""
 
-    def __init__(self, rows: Float32[Tensor, "rows width"]) -> None:
+    def __init__(self, rows: Float[Tensor, "rows width"]) -> None:
         self.tensor = rows
 
     @property
@@ -40,7 +40,7 @@ class TensorRows:
     def __len__(self) -> int:
         return len(self.tensor)
 
-    def read(self, start: int, stop: int) -> Float32[Tensor, "rows width"]:
+    def read(self, start: int, stop: int) -> Float[Tensor, "rows width"]:
         """A view."""
         return self.tensor[start:stop]
 
@@ -59,7 +59,7 @@ class RowRange:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def read(self, start: int, stop: int) -> Float32[Tensor, "rows width"]:
+    def read(self, start: int, stop: int) -> Float[Tensor, "rows width"]:
         """What the others give."""
         return self.rows.read(self.start + start, self.start + min(stop, len(self)))
 
@@ -105,7 +105,7 @@ class CellRows:
         return rows if self.standard is None else rows.sub_(self.standard.mean).div_(self.standard.scale)
 
 
-def row_tiles(rows: Rows, *, size: int | None = None) -> Iterator[tuple[int, Float32[Tensor, "tile width"]]]:
+def row_tiles(rows: Rows, *, size: int | None = None) -> Iterator[tuple[int, Float[Tensor, "tile width"]]]:
     """All rows a tile at a time, each with the place of its first row. `size`: of a tile; None: TILE_ROWS."""
     size = size or TILE_ROWS
     for start in range(0, len(rows), size):

@@ -16,6 +16,7 @@ from train.evals.frozen.numerics.cell_labels import READERS, join_cells
 from train.evals.frozen.numerics.iou import Overlaps, accuracy_counts, class_ious, iou_counts, mean_of_ious, overlaps
 from train.evals.frozen.protocol import Finding
 
+IMAGES_AT_ONCE = 32
 # (image, (height, width)) → label map of that size.
 PredictAt = Callable[[int, tuple[int, int]], Int16[np.ndarray, "h w"]]
 
@@ -30,12 +31,14 @@ def labels_of(images: ImageList, index: int) -> Int16[np.ndarray, "h w"]:
 def full_size_overlaps(images: ImageList, predict: PredictAt, *, num_classes: int) -> Overlaps:
     """Intersections and unions of each image, in pixels of its annotation."""
 
-    def one(index: int) -> Overlaps:
-        labels = labels_of(images, index)
-        return overlaps(predict(index, labels.shape)[None], labels[None], num_classes=num_classes)
-
+    parts, count = [], len(images.names)
     with ThreadPoolExecutor(READERS) as pool:
-        return Overlaps.join(list(pool.map(one, range(len(images.names)))))
+        # Only files are read in threads: torch has its own for the rest.
+        for start in range(0, count, IMAGES_AT_ONCE):
+            several = range(start, min(start + IMAGES_AT_ONCE, count))
+            for index, labels in zip(several, pool.map(lambda i: labels_of(images, i), several), strict=True):
+                parts.append(overlaps(predict(index, labels.shape)[None], labels[None], num_classes=num_classes))
+    return Overlaps.join(parts)
 
 
 def segmentation_finding(

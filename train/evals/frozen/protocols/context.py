@@ -98,7 +98,7 @@ def _memory_of(cells: LabelledCells, task: Task[ContextSettings]) -> _Memory:
 def sampled_cells(
     presence: Bool[np.ndarray, "images cells classes"], *, total: int, seed: int
 ) -> Int64[np.ndarray, " rows"]:
-    """The paper's sample (appendix B): of each image equally many cells, rather such as have its rarer classes.
+    """Of each image equally many cells, rather such as have its rarer classes; as open-hummingbird-eval samples.
 
     A cell's rank is by u · (sum, over the classes in it, of the cells of the image that have the class), u uniform in
     [0, 1), lowest first. Where `total` is less than the images, so many images give one cell each.
