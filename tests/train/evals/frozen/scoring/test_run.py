@@ -110,11 +110,11 @@ def test_a_killed_command_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyte
     def killed(task: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(FUNCTIONS, "knn", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(an_evaluation(tmp_path / "a"))
+    with monkeypatch.context() as patched:
+        patched.setitem(FUNCTIONS, "knn", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(an_evaluation(tmp_path / "a"))
     assert sorted(results_in(tmp_path / "a")) == ["random/linear/seed0"]
-    monkeypatch.undo()
     CALLS.clear()
     run(an_evaluation(tmp_path / "a"))
     run(an_evaluation(tmp_path / "b"))
