@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pipeline.foundation.settings import Seed, Settings
 from train.config.evaluation import EvaluationSettings
-from train.config.numbers import Positive, Rate
+from train.config.numbers import Positive
 
 Annotation = Literal["labels", "objects", "boxes", "class_id"]
 DataPart = Literal["train", "val"]
@@ -173,7 +173,6 @@ class EvalFrozenSettings(EvaluationSettings):
     cub: CubSettings = CubSettings()
     abo: AboSettings = AboSettings()
     report_classes: tuple[str, ...] = ()
-    bootstrap: Rate = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,13 @@ from train.distributed.world import World, world_from_environment
 from train.evals.datasets.open import open_dataset
 from train.evals.frozen.scoring.evaluation import FrozenEvaluation, ImageSet
 from train.evals.frozen.scoring.functions import SCORE_FUNCTIONS
-from train.evals.frozen.scoring.plan import check_report_names, named_protocols, needs_of, plan_protocols
+from train.evals.frozen.scoring.plan import (
+    check_report_names,
+    check_superpixels,
+    named_protocols,
+    needs_of,
+    plan_protocols,
+)
 from train.evals.frozen.scoring.run import Scoring
 from train.evals.frozen.scoring.stored import FEATURES_FOLDER, REPLACED_FOLDER
 from train.evals.frozen.scoring.subjects import Subject, baselines_of, default_out, named_subjects, safe_name
@@ -89,6 +95,7 @@ def prepare_scoring(arguments: argparse.Namespace, settings: EvalFrozenSettings,
         check_report_names(settings.report_classes, data)
         name = _free_name(safe_name(folder.resolve().name), taken)
         image_sets.append(ImageSet(name=name, data=data, plan=plan_protocols(data, wanted)))
+        check_superpixels(image_sets[-1].plan, data, settings)
         if world.is_main:
             _say_data(image_sets[-1])
     return FrozenEvaluation(

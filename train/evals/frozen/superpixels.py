@@ -18,6 +18,8 @@ from train.config.data import DataSettings
 from train.data.shards.open import open_shards
 from train.data.shards.reader import RawSample, ShardReader
 
+ABO_SUPERPIXELS = "eval_frozen.abo.superpixels"
+
 
 class ShardSuperpixels:
     """The superpixels of named images, in the order of the names.

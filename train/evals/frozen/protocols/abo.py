@@ -21,7 +21,7 @@ from train.evals.datasets.annotated import ImageList, Objects
 from train.evals.frozen.numerics.overlap import best_overlaps, best_unions, common_pixels
 from train.evals.frozen.numerics.partitions import cells_of, equal_rectangles, random_partition
 from train.evals.frozen.protocol import Finding, Task
-from train.evals.frozen.superpixels import ShardSuperpixels
+from train.evals.frozen.superpixels import ABO_SUPERPIXELS, ShardSuperpixels
 from train.r2o.kmeans import seeding_uniforms
 from train.r2o.masks import grid_label_map
 from train.r2o.model import batch_norm_buffers_kept
@@ -30,7 +30,6 @@ from train.r2o.refine import Refinement, refine
 FINAL_NUM_CLUSTERS = 4  # K at the end of the paper's curriculum
 KMEANS_ITERATIONS = 10  # of the paper's recipe, as all of `_refined`
 ROWS, COLUMNS = 10, 10  # of the rectangles that stand in for superpixels
-SUPERPIXELS_KEY = "eval_frozen.abo.superpixels"
 HEADLINE, OF_CLASSES, CEILING = "over_objects", "over_classes", "ceiling_of_grid"
 
 
@@ -52,7 +51,7 @@ def score(task: Task[AboSettings]) -> Finding:
     settings, images = task.settings, task.data.val
     superpixels = None
     if settings.superpixels is not None:
-        superpixels = ShardSuperpixels(settings.superpixels, images.names, key=SUPERPIXELS_KEY)
+        superpixels = ShardSuperpixels(settings.superpixels, images.names, key=ABO_SUPERPIXELS)
     num_clusters = settings.clusters or task.num_clusters or FINAL_NUM_CLUSTERS
     tally, shown = _Tally(len(images.names), len(task.data.classes)), []
     features = _FEATURES[settings.batch_norm](task)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.artifacts.fingerprint import fingerprint
+from pipeline.artifacts.manifest import Manifest
 from pipeline.foundation.errors import InputError
 from train.config.frozen import FROZEN_PROTOCOLS, Annotation, EvalFrozenSettings, FrozenProtocol, ProtocolSettings
 from train.evals.datasets.annotated import DataSet
+from train.evals.frozen.superpixels import ABO_SUPERPIXELS, ShardSuperpixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,8 @@ def deciding_settings(settings: EvalFrozenSettings, protocol: FrozenProtocol) ->
     """All settings that decide the numbers of a protocol with one seed, as plain JSON values."""
     own = settings_of(settings, protocol).content()
     own.pop("seeds")
+    if place := own.get("superpixels"):
+        own["superpixels"] = Manifest.read(place).content_sha256  # the shards, wherever they lie
     features = settings.features.content()
     features.pop("batch_norm_images")  # it is part of the weights that it makes
     return {**own, "features": features, "report_classes": list(settings.report_classes)}
@@ -82,6 +86,13 @@ def check_report_names(names: Sequence[str], data: DataSet) -> None:
             raise InputError(
                 f"eval_frozen.report_classes: no class {name!r}; {data.root} has {', '.join(data.classes[:30])}"
             )
+
+
+def check_superpixels(plan: ProtocolPlan, data: DataSet, settings: EvalFrozenSettings) -> None:
+    """Raises InputError where shards of superpixels are named, and are not those of the images of `val`."""
+    place = settings.abo.superpixels
+    if place is not None and any(protocol.name == "abo" for protocol in plan.chosen):
+        ShardSuperpixels(place, data.val.names, key=ABO_SUPERPIXELS)
 
 
 def _why_not(protocol: FrozenProtocol, data: DataSet, *, asked_for: bool) -> str | None:

@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.foundation.errors import InputError
+from preprocess.config import ShardSettings
+from tests.train.conftest import write_images, write_shards
 from tests.train.evals.frozen.made_images import made_data
 from train.config.evals import load_evaluation_settings
-from train.config.frozen import FROZEN_PROTOCOLS, EvalFrozenSettings
+from train.config.frozen import FROZEN_PROTOCOLS, AboSettings, EvalFrozenSettings
 from train.evals.frozen.scoring.functions import SCORE_FUNCTIONS
 from train.evals.frozen.scoring.plan import (
     check_report_names,
+    check_superpixels,
     data_fingerprint,
     deciding_settings,
     named_protocols,
@@ -19,6 +22,8 @@ from train.evals.frozen.scoring.plan import (
     plan_protocols,
     settings_of,
 )
+
+ABO = FROZEN_PROTOCOLS["abo"]
 
 
 def names(*arguments: object) -> list[str]:
@@ -85,3 +90,28 @@ def test_the_fingerprint_of_data_is_of_what_the_protocol_sees(tmp_path: Path) ->
     assert data_fingerprint(other_objects, abo) != data_fingerprint(data, abo)
     assert data_fingerprint(replace(data, classes=("a", "b")), abo) != data_fingerprint(data, abo)
     assert data_fingerprint(replace(data, notes=("x",), root=Path("y")), abo) == data_fingerprint(data, abo)
+
+
+def test_superpixels_decide_by_their_content_and_not_by_their_place(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", count=4)
+    grids = {name: ShardSettings.model_validate({"superpixels": {"backend": "grid", "size": size}})
+             for name, size in {"a": 32, "b": 32, "c": 16}.items()}  # fmt: skip
+    for name, settings in grids.items():
+        write_shards(tmp_path / "images", tmp_path / name, settings)
+    decided = {
+        name: deciding_settings(EvalFrozenSettings(abo=AboSettings(superpixels=str(tmp_path / name))), ABO)
+        for name in grids
+    }
+    assert decided["a"] == decided["b"] != decided["c"]
+    assert str(tmp_path) not in str(decided)
+
+
+def test_superpixels_of_other_images_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", count=1)
+    write_shards(tmp_path / "images", tmp_path / "shards", ShardSettings.model_validate({"superpixels": {"size": 32}}))
+    settings = EvalFrozenSettings(abo=AboSettings(superpixels=str(tmp_path / "shards")))
+    data = made_data(tmp_path / "data", has=("objects",))
+    with pytest.raises(InputError, match=r"eval_frozen\.abo\.superpixels: .* lacks"):
+        check_superpixels(plan_protocols(data, ["abo"]), data, settings)
+    check_superpixels(plan_protocols(data, ["cub"]), data, settings)
+    check_superpixels(plan_protocols(data, ["abo"]), data, EvalFrozenSettings())
