@@ -6,6 +6,7 @@ something better than the k-th best so far are opened. The further the search is
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from train.evals.frozen.numerics.rows import Rows, row_tiles
 Distance = Literal["cosine", "l2", "inner_product"]
 QUERIES, BANK_ROWS, BLOCKS = 2048, 4096, 128  # of one matrix product; blocks of its columns
 GPU_BANK_ROWS = 65536
+LEAST_QUERIES = 512  # of a thread
 PRUNING_DEVICES = ("cpu",)
 INDEX_BITS = (1 << 32) - 1
 
@@ -36,8 +38,8 @@ class Neighbours(NamedTuple):
 class _Pruned:
     """The k best of some queries among the rows of the bank so far, on a CPU.
 
-    Work between the products is NumPy's: its single thread waits for nobody, and its sorts of short rows are the
-    fastest. A candidate is one integer (`_keys`), so that equal similarities have an order.
+    Work between the products is NumPy's, whose sorts of short rows are the fastest. A candidate is one integer
+    (`_keys`), so that equal similarities have an order.
     """
 
     def __init__(self, queries: Float32[Tensor, "queries width"], k: int) -> None:
@@ -137,39 +139,59 @@ class _Dense:
 def nearest(queries: Rows, bank: Rows, *, k: int, distance: Distance) -> Neighbours:
     """The k nearest rows of the bank for each query, by float32 products of finite features.
 
-    Memory: the queries, 32 MiB for a tile of similarities (a GPU: 1.5 GiB), and the bank a tile at a time.
+    Memory: the queries, and the bank and 32 MiB of similarities a tile at a time (each thread its own; a GPU: 1.5 GiB).
 
     Args:
         k: at most the rows of the bank.
     """
     assert 0 < k <= len(bank), "as many neighbours as the bank has rows"
-    parts = [_as_query(tile, distance) for _, tile in row_tiles(queries, size=QUERIES)]
-    if not parts:
+    asked = [_as_query(tile, distance) for _, tile in row_tiles(queries)]
+    if not asked:
         return Neighbours(torch.zeros(0, k, dtype=torch.int64), torch.zeros(0, k))
-    found = _search(parts, bank, k=k, distance=distance)
-    indices, values = (torch.cat(columns) for columns in zip(*found, strict=True))
+    everyone = torch.cat(asked)
+    search = _search_pruned if everyone.device.type in PRUNING_DEVICES else _search_dense
+    indices, values = (torch.cat(parts) for parts in zip(*search(everyone, bank, k, distance), strict=True))
     if distance == "l2":
-        squares = torch.cat([part[:, :-1].square().sum(1) for part in parts])
-        values = (squares[:, None] - 2 * values).clamp_min(0).sqrt()
+        values = (everyone[:, :-1].square().sum(1, keepdim=True) - 2 * values).clamp_min(0).sqrt()
     return Neighbours(indices, values)
 
 
-def _search(parts: list[Tensor], bank: Rows, *, k: int, distance: Distance) -> list[Neighbours]:
-    """By inner product, for each part of the queries. Each tile of the bank is read once."""
-    if parts[0].device.type not in PRUNING_DEVICES:
-        dense = [_Dense(part, k) for part in parts]
-        for first, tile in row_tiles(bank, size=GPU_BANK_ROWS):
-            rows = _as_bank(tile, distance)
-            for one in dense:
-                one.look(rows, first)
-        return [one.result() for one in dense]
-    pruned = [_Pruned(part, k) for part in parts]
-    buffer = torch.empty(QUERIES, BANK_ROWS)
-    for first, tile in row_tiles(bank, size=BANK_ROWS):
+def _search_dense(queries: Tensor, bank: Rows, k: int, distance: Distance) -> list[Neighbours]:
+    """By inner product, a part of the queries after the other. Each tile of the bank is read once."""
+    parts = [_Dense(part, k) for part in queries.split(QUERIES)]
+    for first, tile in row_tiles(bank, size=GPU_BANK_ROWS):
         rows = _as_bank(tile, distance)
-        for each in pruned:
-            each.look(rows, first, buffer=buffer)
-    return [each.result() for each in pruned]
+        for part in parts:
+            part.look(rows, first)
+    return [part.result() for part in parts]
+
+
+def _search_pruned(queries: Tensor, bank: Rows, k: int, distance: Distance) -> list[Neighbours]:
+    """The same with a thread for each of torch's, which goes through the bank with its own queries.
+
+    So no core waits for another between a product and what is made of it.
+    """
+    threads = torch.get_num_threads()
+    workers = max(1, min(threads, len(queries) // LEAST_QUERIES))
+    # Equally many parts for every worker, of equal size.
+    rounds = -(-len(queries) // (QUERIES * workers))
+    parts = [_Pruned(part, k) for part in queries.split(-(-len(queries) // (rounds * workers)))]
+
+    def look(own: list[_Pruned]) -> None:
+        buffer = torch.empty(QUERIES, BANK_ROWS)
+        for first, tile in row_tiles(bank, size=BANK_ROWS):
+            rows = _as_bank(tile, distance)
+            for part in own:
+                part.look(rows, first, buffer=buffer)
+
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(look, [parts[i::workers] for i in range(workers)]):
+                pass
+    finally:
+        torch.set_num_threads(threads)
+    return [part.result() for part in parts]
 
 
 def _as_query(rows: Tensor, distance: Distance) -> Tensor:

@@ -21,6 +21,7 @@ def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(neighbours, "BANK_ROWS", 64)
     monkeypatch.setattr(neighbours, "GPU_BANK_ROWS", 64)
     monkeypatch.setattr(neighbours, "BLOCKS", 16)
+    monkeypatch.setattr(neighbours, "LEAST_QUERIES", 8)
     if request.param == "dense":
         monkeypatch.setattr(neighbours, "PRUNING_DEVICES", ())
 
@@ -88,6 +89,20 @@ def test_neighbours_do_not_depend_on_the_other_queries_or_on_tiles(distance: Dis
     together = search(queries, bank, k=9, distance=distance)
     alone = [search(queries[i : i + 1], bank, k=9, distance=distance).indices for i in range(40)]
     assert torch.equal(together.indices, torch.cat(alone))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_change_nothing_and_their_number_is_left_as_it_was(threads: int) -> None:
+    rng = np.random.default_rng(3)
+    queries, bank = rng.integers(-3, 4, (45, 5)), rng.integers(-3, 4, (300, 5))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = search(queries, bank, k=5, distance="l2")
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(found.indices.numpy(), by_sorting(queries, bank, k=5, distance="l2")[0])
 
 
 def test_limits() -> None:
