@@ -130,14 +130,15 @@ def protocol_seconds(name: str, *, train: int, val: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="of the comparison with bare products")
+    parser.add_argument("--rounds", type=int, default=3, help="of the comparison with bare products; 0: none")
     parser.add_argument("--train", type=int, default=3131, help="images to fit on")
     parser.add_argument("--val", type=int, default=223, help="images to score")
     parser.add_argument("--protocols", nargs="*", default=READY, choices=sorted(FROZEN_PROTOCOLS))
     args = parser.parse_args()
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else platform.processor() or platform.machine()
     print(f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    neighbours_rate(bank_rows=args.train * 49, queries=args.val * 49, rounds=args.rounds)
+    if args.rounds:
+        neighbours_rate(bank_rows=args.train * 49, queries=args.val * 49, rounds=args.rounds)
     total = sum(protocol_seconds(name, train=args.train, val=args.val) for name in args.protocols)
     print(f"eval.seconds {total:.1f}   {args.train} and {args.val} images, {', '.join(args.protocols)}")
 

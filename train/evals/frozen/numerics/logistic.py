@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from train.evals.frozen.numerics.rows import Rows, row_tiles
+from train.evals.frozen.numerics.rows import TILE_ROWS, Rows, row_tiles
+from train.evals.frozen.numerics.threads import lone_threads
 
 HISTORY = 10  # pairs of steps and changes of the gradient
 FRAME_ROWS = 65536  # of which the covariance is estimated: any estimate gives the same minimum
@@ -105,10 +106,13 @@ class LogisticRegression:
             c: scikit-learn's C.
             max_iterations: of L-BFGS.
             tolerance: the end is where no component of the gradient is larger, as scikit-learn's `tol`, or where the
-                next step promises less than `ROUNDING` of the objective. Classes that are rare and told apart make
-                the end slow, and change no score.
+                next step promises less than `ROUNDING` of the objective. Rare classes that can be told apart make
+                the end slow.
         """
-        penalty = 1 / (c * len(self.rows))
+        with lone_threads(self.targets.device) as self.each:
+            return self._fit(1 / (c * len(self.rows)), max_iterations=max_iterations, tolerance=tolerance)
+
+    def _fit(self, penalty: float, *, max_iterations: int, tolerance: float) -> Logistic:
         point = self._evaluate(self.place, penalty)
         curvature = torch.cat([torch.outer(self.frame.variances, point.spread) + penalty, point.spread[None]])
         steps = _Steps(1 / curvature.clamp_min(torch.finfo(torch.float32).tiny))
@@ -143,14 +147,17 @@ class LogisticRegression:
         by_weights, by_bias, spread = torch.zeros_like(weights), torch.zeros_like(bias), torch.zeros_like(bias)
         loss = bias.new_zeros(())
         rounded, rounded_bias = weights.T.to(self.dtype).contiguous(), bias.to(self.dtype)
-        for start, tile in row_tiles(self.rows):
-            error, tile_loss, tile_spread = _errors(
-                tile, rounded, rounded_bias, self.targets[start : start + len(tile)]
-            )
-            loss += tile_loss
-            spread += tile_spread
-            by_weights += (error @ tile).T
-            by_bias += error.sum(1, dtype=torch.float64)
+
+        def part_of(start: int) -> _Part:
+            stop = min(start + TILE_ROWS, len(self.rows))
+            return _part_of(self.rows.read(start, stop), rounded, rounded_bias, self.targets[start:stop])
+
+        # In order, so that sums do not depend on the threads.
+        for part in self.each(part_of, range(0, len(self.rows), TILE_ROWS)):
+            loss += part.loss
+            spread += part.spread
+            by_weights += part.by_weights.T
+            by_bias += part.by_bias
         n = len(self.rows)
         by_weights, by_bias = by_weights / n, by_bias / n
         by_place = self.frame.vectors.T @ (by_weights - torch.outer(self.frame.mean, by_bias)) + penalty * place[:-1]
@@ -208,17 +215,25 @@ class _Steps:
         return -rest
 
 
-def _errors(
+class _Part(NamedTuple):
+    """Sums over some rows: of the losses, their gradient, and p (1 − p)."""
+
+    loss: Float64[Tensor, ""]
+    by_weights: Float[Tensor, "classes width"]
+    by_bias: Float64[Tensor, " classes"]
+    spread: Float64[Tensor, " classes"]
+
+
+def _part_of(
     rows: Float[Tensor, "n width"], weights: Float[Tensor, "classes width"], bias: Tensor, targets: Tensor
-) -> tuple[Float[Tensor, "classes n"], Tensor, Tensor]:
-    """softmax − one-hot, the sum of the losses, and the sums of p (1 − p)."""
+) -> _Part:
     log_shares = torch.addmm(bias[:, None], weights, rows.T).log_softmax(0)
     losses = log_shares.gather(0, targets[None])
     # Products of denormal numbers take ten times as long.
-    shares = log_shares.clamp_min_(LEAST_LOG_SHARE).exp_()
-    spread = shares.sum(1, dtype=torch.float64) - torch.linalg.vecdot(shares, shares).double()
-    shares.scatter_add_(0, targets[None], shares.new_full((1, 1), -1).expand(1, len(rows)))
-    return shares, -losses.sum(dtype=torch.float64), spread
+    errors = log_shares.clamp_min_(LEAST_LOG_SHARE).exp_()
+    spread = errors.sum(1, dtype=torch.float64) - torch.linalg.vecdot(errors, errors).double()
+    errors.scatter_add_(0, targets[None], errors.new_full((1, 1), -1).expand(1, len(rows)))
+    return _Part(-losses.sum(dtype=torch.float64), errors @ rows, errors.sum(1, dtype=torch.float64), spread)
 
 
 def _frame_of(rows: Rows) -> _Frame:

@@ -6,7 +6,6 @@ something better than the k-th best so far are opened. The further the search is
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from train.evals.frozen.numerics.rows import Rows, row_tiles
+from train.evals.frozen.numerics.threads import lone_threads
 
 Distance = Literal["cosine", "l2", "inner_product"]
 QUERIES, BANK_ROWS, BLOCKS = 2048, 4096, 128  # of one matrix product; blocks of its columns
@@ -171,8 +171,7 @@ def _search_pruned(queries: Tensor, bank: Rows, k: int, distance: Distance) -> l
 
     So no core waits for another between a product and what is made of it.
     """
-    threads = torch.get_num_threads()
-    workers = max(1, min(threads, len(queries) // LEAST_QUERIES))
+    workers = max(1, min(torch.get_num_threads(), len(queries) // LEAST_QUERIES))
     # Equally many parts for every worker, of equal size.
     rounds = -(-len(queries) // (QUERIES * workers))
     parts = [_Pruned(part, k) for part in queries.split(-(-len(queries) // (rounds * workers)))]
@@ -184,13 +183,9 @@ def _search_pruned(queries: Tensor, bank: Rows, k: int, distance: Distance) -> l
             for part in own:
                 part.look(rows, first, buffer=buffer)
 
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            for _ in pool.map(look, [parts[i::workers] for i in range(workers)]):
-                pass
-    finally:
-        torch.set_num_threads(threads)
+    with lone_threads(queries.device) as each:
+        for _ in each(look, [parts[i::workers] for i in range(workers)]):
+            pass
     return [part.result() for part in parts]
 
 

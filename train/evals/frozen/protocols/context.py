@@ -134,7 +134,8 @@ def weighted_shares(
 def upsampled_classes(shares: Float32[Tensor, "classes h w"], *, shape: tuple[int, int]) -> Int16[np.ndarray, "H W"]:
     """The class with the greatest share at every pixel, after bilinear interpolation."""
     full = F.interpolate(shares[None], size=shape, mode="bilinear", align_corners=False)
-    classes: np.ndarray = full[0].argmax(0).numpy().astype(np.int16)
+    # On a CPU `max` takes an eighth of the time of `argmax` here.
+    classes: np.ndarray = full[0].max(0).indices.numpy().astype(np.int16)
     return classes
 
 
