@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from train.evals.frozen.numerics.rows import CellRows, Rows, row_tiles, standardise_on
-from train.r2o.kmeans import RELATIVE_ZERO, kmeans, seeding_uniforms
+from train.r2o.kmeans import RELATIVE_ZERO
 
 ROWS_AT_ONCE = 4096
 
@@ -62,8 +62,8 @@ def cluster_rows(
 ) -> RowClusters:
     """The best of several K-means, each until no row moves or `iterations` are over; all rows get a cluster.
 
-    Seeding is that of `kmeans`. Centres are fitted to `max_rows` rows at most, drawn by `seed`, as faiss does. A
-    cluster without rows moves to the row farthest from its centre, while any is off its centre.
+    Centres are fitted to `max_rows` rows at most, drawn by `seed`, as faiss does. A cluster without rows moves to the
+    row farthest from its centre, while any is off its centre.
     """
     fitted_on = _drawn_rows(rows, max_rows=max_rows, seed=seed)
     best: RowClusters | None = None
@@ -87,9 +87,33 @@ def _drawn_rows(rows: Tensor, *, max_rows: int, seed: int) -> Tensor:
 
 
 def _seeds(rows: Tensor, *, clusters: int, seed: int, restart: int) -> Tensor:
-    uniforms = seeding_uniforms(clusters, seed=seed, step=restart, first_group=0, num_groups=1).to(rows.device)
-    valid = torch.ones(1, len(rows), dtype=torch.bool, device=rows.device)
-    return kmeans(rows.unsqueeze(0), valid, uniforms=uniforms, iterations=0).centres[0]
+    """Greedy k-means++ over all rows (Arthur and Vassilvitskii 2007), with scikit-learn's number of candidates.
+
+    A row is drawn with probability ∝ its squared distance to the nearest centre so far; of 2 + log K such rows the one
+    that takes most off the inertia stays. The method's own seeding looks at a sample of the rows. From there, 500
+    clusters of a ResNet's cells ended 3 % above scikit-learn's inertia.
+    """
+    candidates = 2 + int(math.log(clusters))
+    drawn = np.random.default_rng([seed, restart]).random((clusters, candidates))
+    uniforms = torch.from_numpy(drawn).to(rows.device)
+    norms = rows.square().sum(1)
+    chosen = (uniforms[:1, 0] * len(rows)).long()
+    nearest = _distances_from(rows, norms, chosen)[0]
+    for uniform in uniforms[1:]:
+        cumulated = nearest.cumsum(0, dtype=torch.float64)
+        tried = torch.searchsorted(cumulated, uniform * cumulated[-1], right=True).clamp(max=len(rows) - 1)
+        after = torch.minimum(nearest, _distances_from(rows, norms, tried))
+        best = after.sum(1).argmin(0, keepdim=True)
+        nearest = after[best].squeeze(0)
+        chosen = torch.cat([chosen, tried[best]])
+    return rows[chosen]
+
+
+def _distances_from(rows: Tensor, norms: Tensor, places: Tensor) -> Tensor:
+    """Squared distances of all rows from some of them, (places, rows)."""
+    scale = norms + norms[places].unsqueeze(1)
+    distances = torch.addmm(scale, rows[places], rows.T, alpha=-2)
+    return distances.masked_fill_(distances < RELATIVE_ZERO * scale, 0.0)
 
 
 def _lloyd(rows: Tensor, centres: Tensor, *, iterations: int) -> RowClusters:
