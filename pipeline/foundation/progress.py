@@ -11,7 +11,8 @@ from typing import TextIO
 class Progress:
     """Prints `label: done/total unit  rate  ETA  extra`, at most every `interval` seconds.
 
-    On a terminal the line is redrawn in place, elsewhere each report is a line of its own.
+    On a terminal the line is redrawn in place, elsewhere each report is a line of its own. The end is always reported,
+    unless `short_is_silent`: then what ends within one interval says nothing.
     """
 
     def __init__(
@@ -22,6 +23,7 @@ class Progress:
         *,
         done: int = 0,
         interval: float | None = None,
+        short_is_silent: bool = False,
         out: TextIO | None = None,
     ) -> None:
         self.label, self.total, self.unit, self.done = label, total, unit, done
@@ -30,6 +32,7 @@ class Progress:
         self._interval = interval if interval is not None else (0.5 if self._interactive else 10.0)
         self._start, self._start_done = time.monotonic(), done
         self._last_report = self._start
+        self._silent = short_is_silent
 
     @property
     def rate(self) -> float:
@@ -45,8 +48,9 @@ class Progress:
         """Count `count` more as done; report if it is time to, and always at the end."""
         self.done += count
         now = time.monotonic()
-        if self.done >= self.total or now - self._last_report >= self._interval:
-            self._last_report = now
+        is_end = self.done >= self.total and not self._silent
+        if is_end or now - self._last_report >= self._interval:
+            self._last_report, self._silent = now, False
             self._write(extra)
 
     def _write(self, extra: str) -> None:

@@ -35,6 +35,17 @@ def test_reports_at_most_every_interval_and_always_at_the_end(clock: Clock) -> N
     assert [line.split()[1] for line in out.getvalue().splitlines()] == ["3/4", "4/4"]
 
 
+def test_what_ends_at_once_can_be_silent(clock: Clock) -> None:
+    out = io.StringIO()
+    short, long = (Progress("x", 4, "steps", interval=3, short_is_silent=True, out=out) for _ in range(2))
+    short.advance(4)
+    assert out.getvalue() == ""
+    for _ in range(4):
+        clock.now += 1
+        long.advance(1)
+    assert [line.split()[1] for line in out.getvalue().splitlines()] == ["3/4", "4/4"]
+
+
 def test_a_terminal_line_is_redrawn(clock: Clock) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

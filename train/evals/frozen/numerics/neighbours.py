@@ -14,6 +14,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.foundation.progress import Progress
 from train.evals.frozen.numerics.rows import Rows, row_tiles
 from train.evals.frozen.numerics.threads import lone_threads
 
@@ -176,12 +177,16 @@ def _search_pruned(queries: Tensor, bank: Rows, k: int, distance: Distance) -> l
     rounds = -(-len(queries) // (QUERIES * workers))
     parts = [_Pruned(part, k) for part in queries.split(-(-len(queries) // (rounds * workers)))]
 
+    progress = Progress("nearest neighbours", len(bank), "rows of the bank", short_is_silent=True)
+
     def look(own: list[_Pruned]) -> None:
         buffer = torch.empty(QUERIES, BANK_ROWS)
         for first, tile in row_tiles(bank, size=BANK_ROWS):
             rows = _as_bank(tile, distance)
             for part in own:
                 part.look(rows, first, buffer=buffer)
+            if own[0] is parts[0]:
+                progress.advance(len(tile))
 
     with lone_threads(queries.device) as each:
         for _ in each(look, [parts[i::workers] for i in range(workers)]):

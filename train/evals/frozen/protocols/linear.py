@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Int16
 
+from pipeline.foundation.progress import Progress
 from train.config.frozen import LinearSettings
 from train.evals.frozen.numerics.iou import mean_of_ious, overlaps
 from train.evals.frozen.numerics.labelled_cells import LabelledCells, set_aside, standardise_cells
@@ -43,8 +44,10 @@ def score(task: Task[LinearSettings]) -> Finding:
         truth = cells.labels[parts.chosen_by]
         regression = _Segmenter(RowRange(rows, 0, len(fitted)), cells.modes[fitted], task.device)
         tried = {}
+        progress = Progress("linear segmentation", len(cs), "values of C", short_is_silent=True)
         for c in cs if len(cs) > 1 else []:
             regression.fit(c, max_iterations=settings.max_iterations)
+            progress.advance(1)
             tried[c] = mean_of_ious(overlaps(regression.predict(asked, like=truth), truth, num_classes=num_classes))
         best = max(cs, key=lambda c: tried.get(c) or 0.0)
     with task.clock.phase("fit"):
