@@ -20,7 +20,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from train.evals.frozen.numerics.rows import TILE_ROWS, Rows, row_tiles
-from train.evals.frozen.numerics.threads import lone_threads
+from train.evals.frozen.threads import lone_threads
 
 HISTORY = 10  # pairs of steps and changes of the gradient
 FRAME_ROWS = 65536  # of which the covariance is estimated: any estimate gives the same minimum

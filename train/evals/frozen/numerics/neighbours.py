@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pipeline.foundation.progress import Progress
 from train.evals.frozen.numerics.rows import Rows, row_tiles
-from train.evals.frozen.numerics.threads import lone_threads
+from train.evals.frozen.threads import lone_threads
 
 Distance = Literal["cosine", "l2", "inner_product"]
 QUERIES, BANK_ROWS, BLOCKS = 2048, 4096, 128  # of one matrix product; blocks of its columns

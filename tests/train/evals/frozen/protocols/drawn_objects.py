@@ -62,7 +62,7 @@ class ConvolvedModel(FrozenModel):
     """One convolution of stride 16 and a batch norm whose running statistics have been somewhere."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(torch.nn.Identity(), mean=(0, 0, 0), std=(1, 1, 1))
         generator = torch.Generator().manual_seed(0)
         self.conv = torch.nn.Conv2d(3, 6, 16, 16)
         self.conv.weight.data = torch.randn(self.conv.weight.shape, generator=generator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from train.evals.frozen.numerics.threads import lone_threads
+from train.evals.frozen.threads import lone_threads
 
 
 def test_each_operation_takes_one_thread_and_the_number_comes_back() -> None:
