@@ -12,6 +12,8 @@ from pipeline.foundation.settings import Seed, Settings
 from train.config.evaluation import EvaluationSettings
 from train.config.numbers import Positive
 
+FINAL_NUM_CLUSTERS = 4  # K at the end of the paper's curriculum
+
 Annotation = Literal["labels", "objects", "boxes", "class_id"]
 DataPart = Literal["train", "val"]
 Level = Literal["c4", "c5"]

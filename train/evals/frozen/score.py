@@ -84,7 +84,7 @@ def prepare_scoring(arguments: argparse.Namespace, settings: EvalFrozenSettings,
         checkpoint=arguments.checkpoint,
     )
     out = arguments.out or default_out(arguments.weights, subjects[0])
-    subjects += baselines_of(subjects[0], settings.baselines)
+    subjects += baselines_of(subjects[-1], settings.baselines)
     if world.is_main:
         for subject in subjects:
             _say_weights(subject)

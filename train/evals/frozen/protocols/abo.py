@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pipeline.artifacts.scores import ImageCounts, score_of
 from pipeline.foundation.pictures import resize_labels
 from pipeline.foundation.progress import Progress
-from train.config.frozen import AboSettings
+from train.config.frozen import FINAL_NUM_CLUSTERS, AboSettings
 from train.data.resize import resized
 from train.evals.datasets.annotated import ImageList, Objects
 from train.evals.frozen.numerics.overlap import best_overlaps, best_unions, common_pixels
@@ -27,7 +27,6 @@ from train.r2o.masks import grid_label_map
 from train.r2o.model import batch_norm_buffers_kept
 from train.r2o.refine import Refinement, refine
 
-FINAL_NUM_CLUSTERS = 4  # K at the end of the paper's curriculum
 KMEANS_ITERATIONS = 10  # of the paper's recipe, as all of `_refined`
 ROWS, COLUMNS = 10, 10  # of the rectangles that stand in for superpixels
 HEADLINE, OF_CLASSES, CEILING = "over_objects", "over_classes", "ceiling_of_grid"

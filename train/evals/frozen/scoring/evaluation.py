@@ -88,15 +88,19 @@ class FrozenEvaluation:
             seed=cell.seed,
         )
 
+    def settings_of(self, cell: Cell) -> dict[str, Any]:
+        """All settings that decide one result."""
+        num_clusters = self.subjects[cell.subject].num_clusters
+        return deciding_settings(self.settings, cell.protocol, num_clusters=num_clusters)
+
     def fingerprint_of(self, cell: Cell) -> str:
         """Hash of all that decides one result."""
         data = self.image_sets[cell.image_set].data
         return fingerprint(
             protocol=cell.protocol.id,
-            settings=deciding_settings(self.settings, cell.protocol),
+            settings=self.settings_of(cell),
             data=data_fingerprint(data, cell.protocol),
             weights=self.subjects[cell.subject].identity(data, self.settings.features, seed=cell.seed),
-            num_clusters=self.subjects[cell.subject].num_clusters,
             seed=cell.seed,
         )
 

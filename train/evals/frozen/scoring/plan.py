@@ -9,7 +9,14 @@ from typing import Any
 from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.artifacts.manifest import Manifest
 from pipeline.foundation.errors import InputError
-from train.config.frozen import FROZEN_PROTOCOLS, Annotation, EvalFrozenSettings, FrozenProtocol, ProtocolSettings
+from train.config.frozen import (
+    FINAL_NUM_CLUSTERS,
+    FROZEN_PROTOCOLS,
+    Annotation,
+    EvalFrozenSettings,
+    FrozenProtocol,
+    ProtocolSettings,
+)
 from train.evals.datasets.annotated import DataSet
 from train.evals.frozen.superpixels import ABO_SUPERPIXELS, ShardSuperpixels
 
@@ -61,10 +68,18 @@ def settings_of(settings: EvalFrozenSettings, protocol: FrozenProtocol) -> Proto
     return found
 
 
-def deciding_settings(settings: EvalFrozenSettings, protocol: FrozenProtocol) -> dict[str, Any]:
-    """All settings that decide the numbers of a protocol with one seed, as plain JSON values."""
+def deciding_settings(
+    settings: EvalFrozenSettings, protocol: FrozenProtocol, *, num_clusters: int | None = None
+) -> dict[str, Any]:
+    """All settings that decide the numbers of a protocol with one seed, as plain JSON values.
+
+    Args:
+        num_clusters: K of the run that the weights are of, which ABO takes where the settings name none.
+    """
     own = settings_of(settings, protocol).content()
     own.pop("seeds")
+    if protocol.name == "abo":  # figures of another K are not comparable
+        own["clusters"] = own["clusters"] or num_clusters or FINAL_NUM_CLUSTERS
     if place := own.get("superpixels"):
         own["superpixels"] = Manifest.read(place).content_sha256  # the shards, wherever they lie
     features = settings.features.content()

@@ -27,7 +27,7 @@ from train.evals.frozen.extraction.requests import PassRequest, SharedPasses
 from train.evals.frozen.protocol import Clock, Finding, SplitFeatures, Task
 from train.evals.frozen.scoring.evaluation import Cell, FrozenEvaluation
 from train.evals.frozen.scoring.pictures import scores_sheet
-from train.evals.frozen.scoring.plan import data_fingerprint, deciding_settings, settings_of
+from train.evals.frozen.scoring.plan import data_fingerprint, settings_of
 from train.evals.frozen.scoring.stored import set_aside_outdated, stored_scores
 from train.models.frozen import FrozenModel
 
@@ -174,7 +174,7 @@ class Scoring:
                 "id": protocol.id,
                 "name": protocol.name,
                 "headline": protocol.headline,
-                "settings": deciding_settings(self._of.settings, protocol),
+                "settings": self._of.settings_of(cell),
             },
             "weights": self._of.subjects[cell.subject].record.model_dump(mode="json"),
             "data": {

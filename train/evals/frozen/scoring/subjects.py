@@ -138,14 +138,14 @@ def named_subjects(
 
 
 def baselines_of(subject: Subject, kinds: Sequence[RandomKind]) -> Iterator[Subject]:
-    """Random weights of a subject's architecture and normalisation, but the kind that it is itself.
+    """Random weights of a subject's architecture, normalisation and K, but the kind that it is itself.
 
     Where the backbone has no batch norm, "random-bn" is "random", and is left out.
     """
     for kind in kinds:
         if kind != subject.label and (kind == "random" or not subject.backbone.startswith("vit")):
             made = _random(kind, subject.backbone, subject.mean, subject.std)
-            yield replace(made, own_layers=subject.own_layers)
+            yield replace(made, own_layers=subject.own_layers, num_clusters=subject.num_clusters)
 
 
 def default_out(weights: str, subject: Subject) -> Path:

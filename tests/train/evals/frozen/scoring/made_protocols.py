@@ -82,7 +82,7 @@ def an_evaluation(
     return FrozenEvaluation(
         settings=chosen,
         image_sets=[ImageSet(name="made", data=images, plan=plan_protocols(images, protocols))],
-        subjects=[*named, *baselines_of(named[0], chosen.baselines)],
+        subjects=[*named, *baselines_of(named[-1], chosen.baselines)],
         out=out,
         features=features or out / "features",
         functions=FUNCTIONS,

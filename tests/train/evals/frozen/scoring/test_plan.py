@@ -92,6 +92,15 @@ def test_the_fingerprint_of_data_is_of_what_the_protocol_sees(tmp_path: Path) ->
     assert data_fingerprint(replace(data, notes=("x",), root=Path("y")), abo) == data_fingerprint(data, abo)
 
 
+def test_the_number_of_clusters_that_is_taken_decides_about_abo_alone() -> None:
+    given = EvalFrozenSettings(abo=AboSettings(clusters=7))
+    taken = [deciding_settings(settings, ABO, num_clusters=k)["clusters"]
+             for settings, k in ((EvalFrozenSettings(), None), (EvalFrozenSettings(), 30), (given, 30))]  # fmt: skip
+    assert taken == [4, 30, 7]
+    linear = FROZEN_PROTOCOLS["linear"]
+    assert deciding_settings(given, linear, num_clusters=30) == deciding_settings(given, linear)
+
+
 def test_superpixels_decide_by_their_content_and_not_by_their_place(tmp_path: Path) -> None:
     write_images(tmp_path / "images", count=4)
     grids = {name: ShardSettings.model_validate({"superpixels": {"backend": "grid", "size": size}})

@@ -94,6 +94,7 @@ def test_random_weights_depend_on_the_seed_alone_and_take_the_normalisation_of_t
     assert not torch.equal(measured.backbone.bn1.running_mean, torch.zeros(64))
     assert (random.record.batch_norm, with_statistics.record.batch_norm) == ("initial", "data")
     assert (random.record.sha256, random.record.loaded) == (None, 0.0)
+    assert random.num_clusters == with_statistics.num_clusters == subject.num_clusters is not None
 
 
 def test_statistics_are_of_evenly_spaced_training_images(run: Path) -> None:
