@@ -13,6 +13,7 @@ from pipeline.artifacts.seal import sealed, unsealed
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import read_own
 
+NOT_READ = "no results that this r2o reads; run the evaluation again, or move the file away"
 RESULTS_FORMAT_VERSION = 2  # 1, of release 0.1.0, has no checksum
 
 
@@ -58,16 +59,11 @@ class Results(BaseModel):
         Raises:
             InputError: they are damaged, changed, of another format, or a link.
         """
-        no_results = f"{path}: no results that this r2o reads; run the evaluation again, or move the file away"
-        try:
-            loaded = json.loads(read_own(path))
-        except (FileNotFoundError, NotADirectoryError):
+        no_results = f"{path}: {NOT_READ}"
+        loaded = read_results_json(path)
+        if loaded is None:
             return None
-        except InputError:
-            raise
-        except (OSError, ValueError, RecursionError):
-            raise InputError(no_results) from None
-        version = loaded.get("format_version") if isinstance(loaded, dict) else None
+        version = loaded.get("format_version")
         if version not in (1, RESULTS_FORMAT_VERSION):
             raise InputError(no_results)
         try:
@@ -80,6 +76,25 @@ class Results(BaseModel):
     def spread(self, init: str, score: str) -> Spread:
         """One score's spread over the seeds. Raises KeyError where the evaluation has no such score."""
         return Spread(**self.inits[init][score])
+
+
+def read_results_json(path: Path) -> dict[str, Any] | None:
+    """The members of a `results.json` of any kind, unchecked; None where there is none.
+
+    Raises:
+        InputError: it is no JSON object, or a link.
+    """
+    try:
+        loaded = json.loads(read_own(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError):
+        loaded = None
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path}: {NOT_READ}")
+    return loaded
 
 
 def encode_results(members: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 from jaxtyping import Float64
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.artifacts.results import encode_json
+from pipeline.artifacts.results import encode_json, read_results_json
 from pipeline.artifacts.seal import sealed, unsealed
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import read_own, write_atomic
@@ -132,21 +131,16 @@ def write_scores(
 
 
 def read_scores(folder: Path) -> Scores | None:
-    """What `write_scores` left, with both files whole; None where there are none, or those of a fine-tuning.
+    """The `results.json` that `write_scores` left; None where there is none, or that of a fine-tuning.
+
+    `read_counts` says whether the file beside it is whole.
 
     Raises:
         InputError: they are damaged, changed, of another format, or links.
     """
     path = folder / SCORES_NAME
-    try:
-        loaded = json.loads(read_own(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except InputError:
-        raise
-    except (OSError, ValueError, RecursionError):
-        raise InputError(f"{path}: no results that this r2o reads; evaluate again, or move the file away") from None
-    if not isinstance(loaded, dict) or loaded.get("format") != SCORES_FORMAT:
+    loaded = read_results_json(path)
+    if loaded is None or loaded.get("format") != SCORES_FORMAT:
         return None
     try:
         return Scores.model_validate(unsealed(loaded, required=True))

@@ -80,6 +80,7 @@ def _reader_of(path: Path, head: bytes) -> Callable[[Path], Any]:
 
 
 def _is_npz(path: Path) -> bool:
+    # What cannot be listed is left to the reader of the other form, which says what is wrong with it.
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
