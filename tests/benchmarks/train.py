@@ -1,6 +1,6 @@
 """`make bench-train`: a real run's speed on 1 and 2 processes, and what of its wall time is not its steps.
 
-python -m tests.benchmarks.train [--images FOLDER] [--only scaling|overhead] [--minutes 10] [--rounds 3]
+python -m tests.benchmarks.train [--images FOLDER] [--only scaling|overhead|beside] [--minutes 10] [--rounds 3]
 
 Runs are those of `r2o pretrain`, each a process of its own, on real photographs where there are some (--images, by
 default ../shared/data/imagenette/train beside the checkout), else on generated ones. With CUDA the 8-GPU recipe of
@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ import torch
 from pipeline.artifacts.manifest import Manifest
 from pipeline.estimates.cost import image_flops, usual_masks
 from pipeline.foundation.settings import load_settings
+from tests.benchmarks.beside import beside, num_cores
 from tests.benchmarks.shards import SAMPLE, generated_images
 from tests.benchmarks.step import PEAK
 from tests.train.conftest import ShardSettings, write_shards
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, help="folder of images")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=10, help="that the run for the overhead takes at least")
-    parser.add_argument("--only", choices=("scaling", "overhead"))
+    parser.add_argument("--only", choices=("scaling", "overhead", "beside"))
     parser.add_argument("--run", type=Path, help="where to keep the run for the overhead")
     args = parser.parse_args(argv)
     name = torch.cuda.get_device_name() if DEVICES else f"CPU, {os.cpu_count()} cores"
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         root = args.images or (IMAGENETTE if IMAGENETTE.is_dir() else generated_images(Path(scratch) / "images"))
         if args.only in (None, "scaling"):
             scaling(root, Path(scratch), args.rounds)
+        if args.only in (None, "beside") and not DEVICES:
+            shards = shards_of(root, Path(scratch) / "beside", STEPS * LOCAL_BATCH * num_cores())
+            beside(Path(scratch), args.rounds, _rates_on(shards))
         if args.only in (None, "overhead"):
             overhead(root, Path(scratch), args.run or Path(scratch) / "run", args.minutes)
     return 0
@@ -81,11 +85,13 @@ def train(shards: Path, *runs: Path, processes: int, settings: Sequence[str]) ->
         assert process.returncode == 0, errors
 
 
-def start(shards: Path, run: Path, *, processes: int, settings: Sequence[str]) -> subprocess.Popen[str]:
+def start(
+    shards: Path, run: Path, *, processes: int, settings: Sequence[str], environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     options = [f"--set=pretrain.{setting}" for setting in settings]
     program = ["train.pretrain", f"--shards={shards}", f"--run={run}", f"--config={CONFIG}", *options]
     launcher = ["pipeline.launchers.ranks", str(processes)] if processes > 1 else []
-    threads = {} if DEVICES else {"OMP_NUM_THREADS": "1"}
+    threads = environment or ({} if DEVICES else {"OMP_NUM_THREADS": "1"})
     return subprocess.Popen(
         [sys.executable, "-m", *launcher, *program], env={**os.environ, **threads}, stderr=subprocess.PIPE, text=True
     )
@@ -114,6 +120,19 @@ def scaling(root: Path, scratch: Path, rounds: int) -> None:
         print(f"train.two_processes {best['2 processes'] / best['1 process']:.3f}")
     if not DEVICES:
         print(f"train.two_processes_of_two_runs {best['2 processes'] / best['2 runs apart']:.3f}")
+
+
+def _rates_on(shards: Path) -> Callable[[Path, int, dict[str, str]], float]:
+    """Gives a function that trains on one global batch a step, by so many processes, and tells images/s."""
+
+    def rate(run: Path, processes: int, environment: dict[str, str]) -> float:
+        settings = [f"global_batch_size={LOCAL_BATCH * num_cores()}", *BARE]
+        process = start(shards, run, processes=processes, settings=settings, environment=environment)
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        return rate_of(run)
+
+    return rate
 
 
 def rate_of(run: Path) -> float:

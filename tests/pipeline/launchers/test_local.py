@@ -63,6 +63,15 @@ def test_threads_are_the_share_of_the_cores_unless_set(folder: Path, monkeypatch
     assert local.environment_of(stage(folder, "0"))["OMP_NUM_THREADS"] == "5"
 
 
+def test_threads_that_wait_sleep_unless_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in local.PASSIVE:
+        monkeypatch.delenv(name, raising=False)
+    environment = local.environment_of(stage(folder, "0"))
+    assert (environment["OMP_WAIT_POLICY"], environment["GOMP_SPINCOUNT"]) == ("PASSIVE", "0")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert local.environment_of(stage(folder, "0"))["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_the_stage_once_and_its_answer_is_the_exit_code(folder: Path, number: int) -> None:
