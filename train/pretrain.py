@@ -23,6 +23,7 @@ from train.distributed.environment import adopt_ranks, node_ranks, num_ranks
 from train.distributed.world import LostRankError, world_from_environment
 from train.engine.job import check_job
 from train.engine.loop import pretrain
+from train.out_of_memory import alone_without_memory
 from train.run.stopping import StoppedError, StopRequest, exit_code_after, stop_request
 
 MAIN_SPEAKS_FIRST = 10.0  # seconds
@@ -59,7 +60,8 @@ def _main(arguments: argparse.Namespace, settings: PretrainSettings, request: St
             node_ranks=node_ranks(),
             init=arguments.init,
         )
-        with world_from_environment(timeout_minutes=settings.run.collective_timeout_minutes) as world:
+        minutes = settings.run.collective_timeout_minutes
+        with world_from_environment(timeout_minutes=minutes) as world, alone_without_memory(world):
             return pretrain(job, world, request)
     except LostRankError as error:
         time.sleep(MAIN_SPEAKS_FIRST / 2)  # whoever started the ranks blames the one that died, and ends this one

@@ -131,7 +131,7 @@ def device_memory(settings: PretrainSettings, plan: BatchPlan) -> dict[str, floa
     made ready. Refinement is over by then, and takes less.
     """
     count, trunk, model = count_parameters(settings), TRUNKS[settings.model.backbone], settings.model
-    half = settings.run.precision in ("bf16", "fp16")
+    half = precision_of(settings) in ("bf16", "fp16")
     word = HALF if half else FLOAT
     area = _area(settings.data.view_size)
     most = max(settings.curriculum.initial_num_clusters, settings.curriculum.final_num_clusters)
@@ -142,6 +142,11 @@ def device_memory(settings: PretrainSettings, plan: BatchPlan) -> dict[str, floa
         "weights": FLOAT * (3 * count.online + count.target) + (HALF * count.online if half else 0),
         "batches": 2 * plan.local_batch_size * sample_numbers(settings.data) * (word + 1),
     }
+
+
+def precision_of(settings: PretrainSettings) -> str:
+    """`run.precision`; in place of `auto` what it becomes on the accelerators of the estimate."""
+    return "bf16" if settings.run.precision == "auto" else settings.run.precision
 
 
 def checkpoint_bytes(settings: PretrainSettings) -> int:
@@ -176,11 +181,11 @@ def cost_rows(settings: PretrainSettings, plan: BatchPlan, run: Path | None = No
 
 def _ideal_time(settings: PretrainSettings, plan: BatchPlan, flops: float) -> str:
     times = [
-        f"{_duration(flops / (plan.num_ranks * UTILISATION * peaks[settings.run.precision] * 1e12))} on "
+        f"{_duration(flops / (plan.num_ranks * UTILISATION * peaks[precision_of(settings)] * 1e12))} on "
         f"{plan.num_ranks} × {name}"
         for name, peaks in ACCELERATORS.items()
     ]
-    assumed = f"{UTILISATION * 100:.0f} % of their {settings.run.precision} peak"
+    assumed = f"{UTILISATION * 100:.0f} % of their {precision_of(settings)} peak"
     return f"{', '.join(times)}, assuming {assumed} (--run tells a run's own rate)"
 
 

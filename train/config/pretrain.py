@@ -125,7 +125,8 @@ class RunSettings(Settings):
         on_other_batch: when local_batch_size × processes × accumulation is not global_batch_size: `stop`, or `scale`
             to what they make: the learning rate linearly, target_ema to τ^(batch made / batch of the recipe).
         precision: of the networks' passes; weights, updates, K-means and loss are float32. `fp16` scales the loss and
-            skips the updates that overflow. `tf32` rounds float32 products on CUDA devices that can.
+            skips the updates that overflow. `tf32` rounds float32 products on CUDA devices that can. `auto` becomes
+            `bf16` where GPUs or processor multiply it in hardware, else `fp32`; a run keeps what it began with.
         compile: torch.compile of the backbones.
         milestone_every_epochs: the checkpoints at the ends of such epochs are never removed.
         checkpoint_every_minutes: also so long after the last one.
@@ -151,7 +152,7 @@ class RunSettings(Settings):
     local_batch_size: Positive | None = None
     accumulation: Positive = 1
     on_other_batch: Literal["stop", "scale"] = "stop"
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
     log_every_steps: Positive = 10

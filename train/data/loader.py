@@ -155,7 +155,7 @@ def host_batches(
     except InputError as error:  # a worker's error comes back with its traceback as text
         raise InputError(str(error).rstrip().rsplit("InputError: ", 1)[-1]) from None
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not str(error).startswith("DataLoader worker"):  # an error that a worker raised begins otherwise
             raise
         raise InputError(
             f"{str(error).partition('.')[0]}: a decoding process was killed, as a rule for want of memory; lower "

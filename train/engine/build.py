@@ -46,6 +46,7 @@ def build_training(
     init: Mapping[str, Tensor] | None = None,
 ) -> Training:
     """A run at its beginning, on this rank alone; `distribute` its model once its state is the ranks' common one."""
+    assert settings.run.precision != "auto", "settle_precision comes first"
     _set_tf32(settings.run.precision == "tf32")
     r2o = build_model(settings, max_superpixels=max_superpixels, init=init).to(world.device).train()
     if settings.run.channels_last:

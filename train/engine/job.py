@@ -10,6 +10,7 @@ from train.config.batches import BatchPlan, plan_batches, run_target_ema
 from train.config.pretrain import PretrainSettings
 from train.data.shards.open import check_shards, describe_reading, open_shards
 from train.data.shards.reader import ShardReader
+from train.engine.precision import settle_precision
 from train.models.weights.init import Init, load_init
 from train.run.folder import RunFolder
 from train.run.log import require_loggers
@@ -17,7 +18,11 @@ from train.run.log import require_loggers
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run that has been checked: settings and shards fit together. The main rank checks the run folder it holds."""
+    """A run that has been checked: settings and shards fit together. The main rank checks the run folder it holds.
+
+    Attributes:
+        precision: what is to be said of `run.precision: auto`.
+    """
 
     folder: RunFolder
     plan: BatchPlan
@@ -25,6 +30,7 @@ class Job:
     reading: str
     problems: tuple[str, ...]
     init: Init | None = None
+    precision: str = ""
 
     @property
     def settings(self) -> PretrainSettings:
@@ -44,7 +50,7 @@ def check_job(
     Raises:
         InputError: shards, settings and number of ranks do not fit together.
     """
-    settings = settings.fitted_to(num_ranks)
+    settings, precision = settle_precision(settings.fitted_to(num_ranks), run)
     require_loggers(settings)
     manifest = Manifest.read(shards)
     if not settings.data.accept_over_limit:
@@ -61,6 +67,7 @@ def check_job(
         reading=describe_reading(reader, settings, node_ranks=node_ranks, num_ranks=num_ranks),
         problems=tuple(problems),
         init=weights,
+        precision=precision,
     )
 
 
@@ -71,7 +78,7 @@ def what_starts(job: Job, first_step: int | None) -> list[str]:
         first_step: from which a run goes on; None where it begins.
     """
     plan, run = job.plan, job.settings.run
-    lines = [job.reading, *(f"going on without: {problem}" for problem in job.problems)]
+    lines = [job.reading, *filter(None, [job.precision]), *(f"going on without: {one}" for one in job.problems)]
     if job.init is not None:
         absent = f", but for {', '.join(job.init.absent)}, which it does not have" if job.init.absent else ""
         lines.append(f"the backbone begins with {job.folder.init}, read as {job.init.format}{absent}: {job.init.told}")

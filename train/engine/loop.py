@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -26,6 +26,7 @@ from train.distributed.world import World
 from train.engine.build import Training, build_training, compile_backbones, unwrapped
 from train.engine.checkpoint import Checkpoints, checkpoints, resume
 from train.engine.job import Job, what_starts
+from train.engine.memory import run_memory_named
 from train.engine.same_job import require_same_job
 from train.engine.step import NotFiniteError, StepFigures, train_step
 from train.models.backbone_file import save_backbone
@@ -50,27 +51,30 @@ def pretrain(job: Job, world: World, request: StopRequest) -> int:
     settings, folder, plan = job.settings, job.folder, job.plan
     require_same_job(job, world)
     with ExitStack() as held:
-        from_main(lambda: folder.hold(held), world)
-        training = build_training(
-            settings,
-            plan,
-            world,
-            max_superpixels=max_superpixels(folder.manifest, settings),
-            init=job.init.weights if job.init else None,
-        )
-        first_step = resume(folder.path, training, fingerprint=folder.fingerprint)
-        if first_step > plan.total_steps:
-            raise AgreedError(f"{folder.path} is at step {first_step}, but has {plan.total_steps}; choose another RUN")
-        goes_on = bool(checkpoints(folder.path))
-        saved = Checkpoints(folder.path, fingerprint=folder.fingerprint, keep=settings.run.keep_checkpoints)
-        from_main(lambda: _begin(job, training, saved, first_step), world)
-        if world.is_main:
-            for line in what_starts(job, first_step if goes_on else None):
-                say(f"pretrain: {line}")
-        if settings.run.compile:
-            compile_backbones(unwrapped(training.model))
-        training = replace(training, model=distribute(training.model, world))
-        return _Loop(job, training, saved, request).train(first_step)
+        with run_memory_named("before the first step", settings, plan, world):
+            from_main(lambda: folder.hold(held), world)
+            training = build_training(
+                settings,
+                plan,
+                world,
+                max_superpixels=max_superpixels(folder.manifest, settings),
+                init=job.init.weights if job.init else None,
+            )
+            first_step = resume(folder.path, training, fingerprint=folder.fingerprint)
+            if first_step > plan.total_steps:
+                past = f"{folder.path} is at step {first_step}, but has {plan.total_steps}"
+                raise AgreedError(f"{past}; choose another RUN")
+            goes_on = bool(checkpoints(folder.path))
+            saved = Checkpoints(folder.path, fingerprint=folder.fingerprint, keep=settings.run.keep_checkpoints)
+            from_main(lambda: _begin(job, training, saved, first_step), world)
+            if world.is_main:
+                for line in what_starts(job, first_step if goes_on else None):
+                    say(f"pretrain: {line}")
+            if settings.run.compile:
+                compile_backbones(unwrapped(training.model))
+            training = replace(training, model=distribute(training.model, world))
+            loop = _Loop(job, training, saved, request)
+        return loop.train(first_step)
 
 
 def _begin(job: Job, training: Training, saved: Checkpoints, first_step: int) -> str:
@@ -116,7 +120,8 @@ class _Loop:
         for step in range(first_step, plan.total_steps):
             asks = self.request.signal is not None or self.checkpoints.failed()
             try:
-                figures, skipped = train_step(self.training, local_batches, step=step, asks_to_stop=asks)
+                with self._memory_named(f"step {step}"):
+                    figures, skipped = train_step(self.training, local_batches, step=step, asks_to_stop=asks)
             except NotFiniteError as error:
                 raise AgreedError(self._explain(error)) from None
             self.clock.done(plan.global_batch_size)
@@ -131,6 +136,15 @@ class _Loop:
             self._tell_times(self.log)
         from_main(self._finish, world)
         return 0
+
+    def _memory_named(self, doing: str) -> AbstractContextManager[None]:
+        return run_memory_named(doing, self.settings, self.plan, self.world)
+
+    @contextmanager
+    def _apart(self, name: str, done: int) -> Iterator[None]:
+        """What is not a step of its own: its time is counted apart, and a lack of memory named."""
+        with self.clock.apart(name), self._memory_named(f"{name} after step {done}"):
+            yield
 
     def _local_batches(self, first_step: int) -> Iterator[LocalBatch]:
         """The rank's local batches of all steps that are left."""
@@ -199,7 +213,7 @@ class _Loop:
         due = milestone or last or (inside == 0 and epoch % run.checkpoint_every_epochs == 0)
         due = due or _every(run.checkpoint_every_steps, done) or self._checkpoint_is_old()
         if self.world.is_main and due:
-            with self.clock.apart("checkpoint"):
+            with self._apart("checkpoint", done):
                 self.checkpoints.save(self.training, step=done, milestone=milestone)
 
     def _checkpoint_is_old(self) -> bool:
@@ -208,7 +222,7 @@ class _Loop:
 
     def _draw_panels(self, done: int) -> None:
         epoch = max(done - 1, 0) // self.plan.steps_per_epoch
-        with self.clock.apart("panels"):
+        with self._apart("panels", done):
             refined_maps = self.panels.refined_maps(unwrapped(self.training.model), epoch=epoch)
             if self.log is None:
                 return
@@ -221,7 +235,7 @@ class _Loop:
         if self.probe is None:
             return
         epoch = (done - 1) // self.plan.steps_per_epoch
-        with self.clock.apart("probe"):
+        with self._apart("probe", done):
             figures = self.probe.figures(unwrapped(self.training.model), epoch=epoch)
             if self.log is not None and figures:
                 self.log.write(step=done - 1, epoch=epoch, **figures)

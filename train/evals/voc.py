@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,14 @@ from pipeline.foundation.errors import InputError, exit_code_of, os_errors_named
 from pipeline.foundation.files import refuse_link, sha256_of, write_atomic
 from train.config.evals import EvalVocSettings, load_evaluation_settings
 from train.evals.segmentation.fcn import FCN
-from train.evals.segmentation.fine_tune import Normalisation, TrainingExamples, evaluate, fine_tune
+from train.evals.segmentation.fine_tune import Normalisation, TrainingExamples, evaluate, fine_tune, smaller_fine_tuning
 from train.evals.segmentation.metrics import check_report_classes, is_confusion, scores_of, summary_of, table_of
 from train.evals.segmentation.pictures import prediction_strip, predictions_sheet
 from train.evals.segmentation.voc_folder import VocFolder, VocSplit
 from train.evals.trials import Outcome, Trial, TrialSet, remove_outdated
 from train.models.backbone_file import load_run_backbone
 from train.models.initial import initial_backbone
+from train.out_of_memory import memory_errors_named
 
 PROTOCOL_VERSION = 1  # raised when the code gives other numbers for equal settings
 PREVIEWS = 8
@@ -129,33 +131,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where results go; default RUN/eval-voc")
     arguments = parser.parse_args(argv)
     settings = load_evaluation_settings(EvalVocSettings, arguments.config, arguments.set)
-    evaluation = prepare(arguments.run, arguments.voc, settings=settings, out=arguments.out)
-    with os_errors_named(evaluation.out):
-        results = run_evaluation(evaluation)
+    with _memory_named("eval-voc", settings):
+        evaluation = prepare(arguments.run, arguments.voc, settings=settings, out=arguments.out)
+        with os_errors_named(evaluation.out):
+            results = run_evaluation(evaluation)
     print(table_of(results["inits"], classes=evaluation.classes, report_classes=settings.report_classes))
     print(f"{len(evaluation.val)} images; {evaluation.out / RESULTS_NAME}, {evaluation.out / PREDICTIONS_NAME}")
     return 0
 
 
+def _memory_named(doing: str, settings: EvalVocSettings) -> AbstractContextManager[None]:
+    return memory_errors_named(doing, lambda lack: smaller_fine_tuning(settings, lack), _device())
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _score(evaluation: VocEvaluation, trial: Trial) -> Outcome:
     """Fine-tune from one init with one seed, and score."""
-    settings, device = evaluation.settings, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    settings, device = evaluation.settings, _device()
     exported, (init, seed) = evaluation.trials.backbone, trial
     normalisation, label = Normalisation(exported.mean, exported.std), f"{init} seed {seed}"
     backbone = initial_backbone(init, exported=exported, seed=seed, dilate_c5=True)
     model = FCN(backbone, num_classes=len(evaluation.classes), settings=settings, seed=seed)
     examples = TrainingExamples(data=evaluation.train, settings=settings, normalisation=normalisation, seed=seed)
-    curve = fine_tune(model, examples, device=device, label=f"{label} train")
-    found = evaluate(
-        model,
-        evaluation.val,
-        settings=settings,
-        normalisation=normalisation,
-        num_classes=len(evaluation.classes),
-        device=device,
-        keep=evaluation.previews,
-        label=f"{label} evaluate",
-    )
+    with _memory_named(f"eval-voc, {label} train", settings):
+        curve = fine_tune(model, examples, device=device, label=f"{label} train")
+    with _memory_named(f"eval-voc, {label} evaluate", settings):
+        found = evaluate(
+            model,
+            evaluation.val,
+            settings=settings,
+            normalisation=normalisation,
+            num_classes=len(evaluation.classes),
+            device=device,
+            keep=evaluation.previews,
+            label=f"{label} evaluate",
+        )
     strip = prediction_strip([found.predictions[index] for index in evaluation.previews])
     return Outcome({"confusion": found.confusion.tolist(), "loss": [point._asdict() for point in curve]}, strip)
 

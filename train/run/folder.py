@@ -60,6 +60,7 @@ class _Start(_Part):
     model_config = ConfigDict(extra="allow")  # the rest is for people
 
     config_sha256: Sha256 | None = None  # from format 2 on
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] | None = None  # what `auto` became
 
 
 class _Record(_Part):
@@ -158,6 +159,7 @@ class RunFolder:
             "local_batch_size": plan.local_batch_size,
             "accumulation": plan.accumulation,
             "device": _name_of(device),
+            "precision": self.settings.run.precision,
             "command": sys.argv,
             "git_commit": _git_commit(),
             "versions": library_versions(),

@@ -23,6 +23,7 @@ from pipeline.estimates.cost import (
     run_flops,
     usual_masks,
 )
+from pipeline.foundation.settings import load_settings
 from train.config.batches import BatchPlan, plan_batches
 from train.config.pretrain import ModelSettings, PretrainSettings
 from train.distributed.world import World
@@ -121,19 +122,19 @@ def test_what_a_backbone_keeps_for_the_backward_pass(name: str, precision: str) 
     assert of_batch[1] - of_batch[0] == pytest.approx(expected, rel=0.05)
 
 
-def passed(model: R2O, settings: PretrainSettings) -> Output:
+def passed(model: R2O, settings: PretrainSettings, *, count: int = 8) -> Output:
     """One forward pass over random views of halves of random images."""
     generator, size = torch.Generator().manual_seed(0), settings.data.image_size
     place = torch.arange(size) * 10 // size
     batch = Batch(
-        images=torch.randn(8, 3, size, size, generator=generator),
-        superpixels=(place[:, None] * 10 + place).int().expand(8, size, size),
-        views=torch.randn(8, 2, 3, size, size, generator=generator),
-        crop_box=torch.tensor([[0.0, 0.0, 0.8, 0.8], [0.2, 0.2, 1.0, 1.0]]).expand(8, 2, 4),
-        flipped=torch.zeros(8, 2, dtype=torch.bool),
+        images=torch.randn(count, 3, size, size, generator=generator),
+        superpixels=(place[:, None] * 10 + place).int().expand(count, size, size),
+        views=torch.randn(count, 2, 3, size, size, generator=generator),
+        crop_box=torch.tensor([[0.0, 0.0, 0.8, 0.8], [0.2, 0.2, 1.0, 1.0]]).expand(count, 2, 4),
+        flipped=torch.zeros(count, 2, dtype=torch.bool),
     )
     uniforms = torch.rand(1, settings.num_clusters(0), generator=generator)
-    return model(batch, uniforms, torch.rand(8, 2, settings.objective.masks_per_view, generator=generator))
+    return model(batch, uniforms, torch.rand(count, 2, settings.objective.masks_per_view, generator=generator))
 
 
 @pytest.mark.parametrize("variant", lighter_first(VARIANTS))
@@ -168,6 +169,39 @@ def test_activations_of_a_step(precision: str) -> None:
     estimate = device_memory(settings, plan_of(settings))["activations"] - passing
     assert estimate == pytest.approx(kept[0] - copies, rel=0.07)
     assert output.loss_sum.requires_grad
+
+
+ONE_GPU = Path(__file__).parents[3] / "configs" / "imagenet100_r50_1gpu.yaml"
+
+
+def of_one_gpu(*changes: str) -> tuple[PretrainSettings, BatchPlan]:
+    settings = load_settings(PretrainSettings, "pretrain", ONE_GPU, [f"pretrain.{one}" for one in changes])
+    return settings, plan_batches(settings, num_samples=126_689, num_ranks=1)
+
+
+def test_the_recipe_for_one_gpu_leaves_it_room_and_twice_the_pass_would_not() -> None:
+    needs = [
+        sum(device_memory(*of_one_gpu(f"run.local_batch_size={1024 // n}", f"run.accumulation={n}")).values())
+        for n in (4, 8, 16)
+    ]
+    assert sum(device_memory(*of_one_gpu()).values()) == needs[1]
+    assert needs[1] < 0.6 * 24e9 < 24e9 < needs[0]
+    assert needs[2] < 0.6 * 12e9
+
+
+@pytest.mark.long
+def test_what_a_pass_of_the_recipe_for_one_gpu_keeps() -> None:
+    """At a quarter of its local batch: one clustering group of 32 photographs' size, by bytes that autograd keeps."""
+    settings, plan = of_one_gpu("global_batch_size=32", "run.local_batch_size=32", "run.accumulation=1")
+    model = build_model(settings, max_superpixels=100).train().to(memory_format=torch.channels_last)
+    with kept_bytes(model) as kept, torch.autocast("cpu", torch.bfloat16):
+        output = passed(model, settings, count=32)
+    passing = 32 * LIVE_MAPS * LARGEST_MAP * 2
+    copies = 2 * count_parameters(settings).online
+    assert device_memory(settings, plan)["activations"] - passing == pytest.approx(kept[0] - copies, rel=0.03)
+    of_whole = device_memory(*of_one_gpu())["activations"]
+    assert of_whole == pytest.approx(4 * device_memory(settings, plan)["activations"])
+    print(f"kept by 32 images: {(kept[0] - copies) / 1e9:.4f} GB, {len(output.predictions) / 64:.1f} masks an image")
 
 
 def test_gradients_lie_in_the_buckets_and_half_precision_copies_the_weights() -> None:

@@ -109,6 +109,7 @@ TABLE: dict[str, dict[str, Any]] = {
     },
     "coco_r50": {},
     "imagenet100_r50": ABLATION,
+    "imagenet100_r50_1gpu": ABLATION,
     "imagenet100_table4_16_to_4": {**ABLATION, **k(16, 4, "linear", 0)},
     "imagenet100_table4_64_to_4": {**ABLATION, **k(64, 4, "linear", 0)},
     "imagenet100_table4_128_to_4": ABLATION,
@@ -248,7 +249,7 @@ def test_the_map_nearest_to_k_is_read() -> None:
 SMALL = (
     "global_batch_size=8", "data.image_size=64", "data.view_size=64", "data.num_workers=0", "data.shuffle_lanes=4",
     "augment.blur_kernel_size=5", "model.head_hidden_size=32", "model.projection_size=8",
-    "refine.clustering_group_size=4", "run.precision=fp32",
+    "refine.clustering_group_size=4", "run.precision=fp32", "run.local_batch_size=null", "run.accumulation=1",
 )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from train.evals.frozen.extraction.extract import ArrayName, FeaturePass, extrac
 from train.evals.frozen.extraction.folder import FolderImages
 from train.evals.frozen.scoring.evaluation import ARRAYS
 from train.evals.frozen.scoring.subjects import named_subjects
+from train.out_of_memory import alone_without_memory
 
 LOCK_NAME = ".lock"
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     settings = load_evaluation_settings(EvalFrozenSettings, arguments.config, arguments.set)
     adopt_ranks()
-    with stop_signals_raise(), world_from_environment() as world:
+    with stop_signals_raise(), world_from_environment() as world, alone_without_memory(world):
         _write(arguments, settings, world)
     return 0
 

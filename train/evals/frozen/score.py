@@ -33,9 +33,15 @@ from train.evals.frozen.scoring.run import Scoring
 from train.evals.frozen.scoring.stored import FEATURES_FOLDER, REPLACED_FOLDER
 from train.evals.frozen.scoring.subjects import Subject, baselines_of, default_out, named_subjects, safe_name
 from train.evals.frozen.scoring.summary import draw_epochs, seconds_by_phase, summary_rows, table_of_rows, write_summary
+from train.out_of_memory import alone_without_memory, memory_errors_named
 
 # Ranks wait for the main one while it scores; one that dies is told by its connection, not by this time.
 TIMEOUT_MINUTES = 7 * 24 * 60.0
+# The pass over the images says its own.
+WHAT_TO_TURN = (
+    "lower eval_frozen.data.max_images or the protocol's size (eval_frozen.<protocol>.size), or run one protocol at a "
+    "time (--protocols); what is finished is not done again"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     settings = load_evaluation_settings(EvalFrozenSettings, arguments.config, arguments.set)
     adopt_ranks()
-    with stop_signals_raise(), world_from_environment(timeout_minutes=TIMEOUT_MINUTES) as world:
+    with (
+        stop_signals_raise(),
+        world_from_environment(timeout_minutes=TIMEOUT_MINUTES) as world,
+        alone_without_memory(world),
+        memory_errors_named("eval-frozen", lambda lack: WHAT_TO_TURN, world.device),
+    ):
         evaluation = agreed(lambda: prepare_scoring(arguments, settings, world), world)
         scoring = Scoring(evaluation)
         with os_errors_named(evaluation.out):

@@ -34,6 +34,7 @@ from train.evals.segmentation.augment import (
 )
 from train.evals.segmentation.fcn import FCN, segmentation_loss
 from train.evals.segmentation.metrics import confusion_matrix
+from train.out_of_memory import Lack
 
 _ORDER, _AUGMENT = 0, 1  # what a generator is for; part of its key
 
@@ -171,6 +172,19 @@ def predict(model: nn.Module, image: Float32[Tensor, "3 h w"], *, size: tuple[in
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
     best: Tensor = logits[0].contiguous().max(dim=0).indices  # on a CPU five times as fast as argmax
     return best
+
+
+def smaller_fine_tuning(settings: SegmentationSettings, lack: Lack) -> str:
+    """The settings that help where memory is lacking, those that help most first."""
+    section = settings.SECTION
+    smaller = (
+        f"lower {section}.batch_size, now {settings.batch_size}, or crop_size, now {settings.crop_size}; whole images "
+        f"need less with a smaller short_side, now {settings.short_side or 'their own'}"
+    )
+    readers = f"lower {section}.num_workers, now {settings.num_workers}, or cache_mib, now {settings.cache_mib}"
+    if lack.memory == "GPU":
+        return smaller
+    return f"{readers}; or {smaller}" if lack.of_worker else f"{smaller}; or {readers}"
 
 
 class _WholeImages(Dataset[tuple[Tensor, Tensor]]):

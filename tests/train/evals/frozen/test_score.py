@@ -32,6 +32,23 @@ def call(run: Path, voc: Path, out: Path, *more: str) -> int:
     return exit_code_of(lambda: score.main([f"--weights={run}", f"--data={voc}", *options(out, *more)]))
 
 
+def test_a_lack_of_memory_is_one_line_and_what_is_done_stays(
+    run_folder: Path, voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def large(task: object) -> None:
+        np.empty(2**60, dtype=np.uint8)
+
+    monkeypatch.setitem(score.SCORE_FUNCTIONS, "abo", large)
+    assert call(run_folder, voc, tmp_path, "--set=eval_frozen.baselines=[]") == 2
+    errors = capsys.readouterr().err
+    assert errors.splitlines()[-1] == (
+        "r2o: error: eval-frozen: out of host memory; lower eval_frozen.data.max_images or the protocol's size "
+        "(eval_frozen.<protocol>.size), or run one protocol at a time (--protocols); what is finished is not done again"
+    )
+    assert "Traceback" not in errors
+    assert [path.parts[-3] for path in tmp_path.rglob("results.json")] == ["overclustering"]
+
+
 def test_a_run_beside_its_baseline_on_voc(
     run_folder: Path, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

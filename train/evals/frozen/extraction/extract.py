@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from train.evals.frozen.extraction.arrays import PassFiles, batches_of
 from train.evals.frozen.extraction.npy import ArraySpec
 from train.evals.frozen.extraction.read_ahead import read_batches
 from train.models.frozen import FrozenFeatures, FrozenModel
+from train.out_of_memory import memory_errors_named
 
 ArrayName = Literal["c4", "c5", "pooled"]
 NOTE_SECONDS = 10.0  # so much work is lost at most where a pass is killed
@@ -101,8 +103,9 @@ def extract(
     missing = [name for name in arrays if name not in json.loads(there)]
     if not missing:
         return files
-    model = load_model()
-    specs = specs_of(task, model, missing)
+    with _memory_named(task, world):
+        model = load_model()
+        specs = specs_of(task, model, missing)
 
     def prepare() -> str:
         left = files.prepare(specs)
@@ -112,7 +115,12 @@ def extract(
     with os_errors_named(folder):
         left = json.loads(from_main(lambda: _with_room(prepare, folder, specs), world))
         mine = left[world.rank :: world.size]
-        agreed(lambda: _compute(task, files, model, mine, specs, note_seconds, world), world)
+
+        def compute() -> None:
+            with _memory_named(task, world):
+                _compute(task, files, model, mine, specs, note_seconds, world)
+
+        agreed(compute, world)
         from_main(lambda: files.finish(specs), world)
     return files
 
@@ -137,6 +145,14 @@ def _rows_of(features: FrozenFeatures) -> dict[str, Tensor]:
         "c5": features.c5.permute(0, 2, 3, 1),
         "pooled": features.pooled.float(),
     }
+
+
+def _memory_named(task: FeaturePass, world: World) -> AbstractContextManager[None]:
+    turn = (
+        f"lower eval_frozen.features.batch_size, now {task.batch_size}, or the size of the images, now {task.size} "
+        "(eval_frozen.<protocol>.size; of `features`, --size)"
+    )
+    return memory_errors_named(f"features, {task.label}", lambda lack: turn, world.device)
 
 
 def _compute(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -199,6 +200,27 @@ def test_a_full_disk_is_told_of_before_anything_is_computed(tmp_path: Path, monk
     with pytest.raises(InputError, match=r"no room for features: 1\d\d kB are needed, .* --features"):
         done(tmp_path, a_pass(images))
     assert images.was_read == []
+
+
+@pytest.mark.parametrize("call", [1, 2])  # the image that tells the shapes, and the first batch
+def test_a_lack_of_memory_names_the_batch(tmp_path: Path, call: int) -> None:
+    def lacking() -> FrozenModel:
+        model = a_model()
+        forward, calls = model.forward, [0]
+
+        def forwards(images: torch.Tensor) -> object:
+            calls[0] += 1
+            return forward(images) if calls[0] < call else torch.empty(2**60, dtype=torch.uint8)
+
+        model.forward = forwards
+        return model
+
+    line = (
+        "features, made: out of host memory (1.15e+09 GB more asked for); lower eval_frozen.features.batch_size, now "
+        "4, or the size of the images, now 64 (eval_frozen.<protocol>.size; of `features`, --size)"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(line)}$"):
+        extract(a_pass(), tmp_path, arrays=LEVELS, load_model=lacking, world=ALONE)
 
 
 def test_links_are_refused(tmp_path: Path) -> None:
