@@ -119,5 +119,6 @@ def _why_not(protocol: FrozenProtocol, data: DataSet, *, asked_for: bool) -> str
     if protocol.fits and (data.train is None or protocol.needs not in data.train_has):
         return f"it fits on a training part, and there is none with {protocol.needs}"
     if protocol.layouts and data.layout not in protocol.layouts and not asked_for:
-        return f"it is for layout {' and '.join(protocol.layouts)}; name it by --protocols or eval_frozen.protocols to run it on this one"
+        meant = " and ".join(protocol.layouts)
+        return f"it is for layout {meant}; name it by --protocols or eval_frozen.protocols to run it on this one"
     return None
