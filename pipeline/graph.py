@@ -9,6 +9,7 @@ this workflow: it is left alone and the run is refused.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import time
@@ -30,6 +31,7 @@ from pipeline.stages import Stage
 from pipeline.states import CONTENTS_NAME, STATE_FOLDER, StageState, read_state, write_state
 
 SHOWN_DIFFERENCES = 3
+_HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")
 Listings = Mapping[Path, Sequence[Listed]]  # of every folder that stages read from outside
 
 
@@ -47,7 +49,8 @@ class Verdict:
         if self.action != "redo":
             return {"skip": "finished and unchanged", "start": "not started", "resume": "not finished"}[self.action]
         more = len(self.changed) - SHOWN_DIFFERENCES
-        return f"changed ({'; '.join(self.changed[:SHOWN_DIFFERENCES])}{f'; and {more} more' if more > 0 else ''})"
+        shown = _HASH.sub(r"\1…", "; ".join(self.changed[:SHOWN_DIFFERENCES]))
+        return f"changed ({shown}{f'; and {more} more' if more > 0 else ''})"
 
 
 def fingerprint_parts(

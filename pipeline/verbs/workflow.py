@@ -7,12 +7,14 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.artifacts.run_files import RESULTS_NAME, SUMMARY_NAME
 from pipeline.config import Recipe, code_version
 from pipeline.estimates.pretrain import check_pretrain
 from pipeline.graph import run_stages, verdicts
 from pipeline.launchers import local
 from pipeline.stages import Stage
 from pipeline.verbs.arguments import Parser, Verbs, options_of, path, recipe_of, with_settings
+from pipeline.verbs.results import RESAMPLES
 from pipeline.workflow import workflow
 from train.config.batches import plan_batches
 
@@ -52,7 +54,18 @@ def _workflow(arguments: argparse.Namespace) -> int:
         print(f"  {what:<30} {where}")
     if recipe.workflow.images is None:
         print(OWN_IMAGES.format(config=arguments.config))
+    _print_findings(graph)
     return 0
+
+
+def _print_findings(graph: Sequence[Stage]) -> None:
+    """What the evaluations of the run found, where there are any."""
+    from pipeline.report.report import give, run_report  # here, for it loads NumPy, which `r2o --help` does without
+
+    markers = [stage.marker for stage in graph if stage.marker.name in (RESULTS_NAME, SUMMARY_NAME)]
+    if text := run_report(markers, resamples=RESAMPLES):
+        print()
+        give(text, None)
 
 
 def _check_batches(recipe: Recipe) -> None:
