@@ -28,6 +28,9 @@ class WorkflowSettings(Settings):
     images: Path | None = Field(None, description="folder to pretrain on; the embedded scenes where not given")
     nproc: Annotated[int, Field(gt=0)] = Field(1, description="training processes on this machine")
     frozen: Path | None = Field(None, description="folder of annotated images, to score frozen features on")
+    frozen_superpixels: bool = Field(
+        False, description="ABO on that folder, of VOC's layout, has superpixels by `shards`; false: rectangles"
+    )
     preview_images: Annotated[int, Field(gt=0)] = Field(24, description="tiles of the contact sheet")
 
     def data_of(self, evaluation: str) -> Path | None:

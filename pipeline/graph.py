@@ -1,4 +1,4 @@
-"""The stage graph of a recipe: skip what is finished and unchanged, resume what is not, redo what has changed.
+"""Runs a graph of stages: skip what is finished and unchanged, resume what is not, redo what has changed.
 
 A stage's state is written before it starts and again when it has finished (pipeline/states.py). What it reads from
 outside is told by content (pipeline/inputs.py). The output of a stage whose fingerprint has changed is moved to
@@ -9,6 +9,7 @@ this workflow: it is left alone and the run is refused.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import time
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.artifacts.fingerprint import differences, fingerprint
-from pipeline.config import Recipe
 from pipeline.foundation.errors import InputError, os_errors_named
 from pipeline.foundation.exit_codes import EXIT_INTERRUPTED, EXIT_REQUEUE
 from pipeline.foundation.files import refuse_link, sync_folder
@@ -27,19 +27,11 @@ from pipeline.foundation.locks import only_holder
 from pipeline.foundation.progress import format_seconds
 from pipeline.inputs import Listed, digest_of_sizes, list_folder, load_contents, peek, read_contents, require_as_listed
 from pipeline.launchers import local
-from pipeline.stages import (
-    EVALUATIONS,
-    Stage,
-    evaluation_stage,
-    frozen_stage,
-    pretrain_stage,
-    preview_stage,
-    scenes_stage,
-    shards_stage,
-)
+from pipeline.stages import Stage
 from pipeline.states import CONTENTS_NAME, STATE_FOLDER, StageState, read_state, write_state
 
 SHOWN_DIFFERENCES = 3
+_HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")
 Listings = Mapping[Path, Sequence[Listed]]  # of every folder that stages read from outside
 
 
@@ -57,45 +49,8 @@ class Verdict:
         if self.action != "redo":
             return {"skip": "finished and unchanged", "start": "not started", "resume": "not finished"}[self.action]
         more = len(self.changed) - SHOWN_DIFFERENCES
-        return f"changed ({'; '.join(self.changed[:SHOWN_DIFFERENCES])}{f'; and {more} more' if more > 0 else ''})"
-
-
-def workflow(recipe: Recipe, *, work: Path, options: tuple[str, ...] = ()) -> tuple[Stage, ...]:
-    """The stages of `r2o run` in an order in which each comes after its needs.
-
-    Without `workflow.images` the embedded scenes are generated. An evaluation takes the data that `workflow.<name>`
-    names, without it what the scenes hold for it, and is left out where there is neither.
-    """
-    settings, scenes, shards, run = recipe.workflow, work / "scenes", work / "shards", work / "pretrain"
-    images = settings.images or scenes / "images"
-    stages = [] if settings.images else [scenes_stage(recipe.scenes, out=scenes, options=options)]
-    stages += [
-        shards_stage(recipe.shards, images=images, shards=shards, options=options),
-        preview_stage(shards=shards, out=work / "superpixels.png", count=settings.preview_images),
-        pretrain_stage(recipe.pretrain, shards=shards, run=run, nproc=settings.nproc, options=options),
-    ]
-    for name, evaluation in EVALUATIONS.items():
-        generated = None if settings.images or evaluation.of_scenes is None else scenes / evaluation.of_scenes
-        if data := settings.data_of(name) or generated:
-            made = evaluation_stage(evaluation, recipe.evaluations[name], run=run, data=data, options=options)
-            stages.append(made)
-    if settings.frozen:
-        stages.append(frozen_stage(recipe.frozen, weights=str(run), data=[settings.frozen], options=options))
-    return tuple(_connected(stages))
-
-
-def _connected(stages: Sequence[Stage]) -> list[Stage]:
-    """Each input that lies in another stage's output becomes a need of that stage."""
-
-    def maker(path: Path) -> str | None:
-        return next((s.name for s in stages if s.output == path or s.output in path.parents), None)
-
-    connected = []
-    for stage in stages:
-        needs = tuple(dict.fromkeys(name for path in stage.inputs.values() if (name := maker(path))))
-        outside = {option: path for option, path in stage.inputs.items() if not maker(path)}
-        connected.append(replace(stage, needs=needs, inputs=outside))
-    return connected
+        shown = _HASH.sub(r"\1…", "; ".join(self.changed[:SHOWN_DIFFERENCES]))
+        return f"changed ({shown}{f'; and {more} more' if more > 0 else ''})"
 
 
 def fingerprint_parts(

@@ -81,7 +81,7 @@ def list_folder(folder: Path, *, but: Path) -> list[Listed]:
         InputError: there is no such folder, or something in it cannot be looked at.
     """
     if not folder.is_dir():
-        given = ", ".join(f"workflow.{name}" for name in ("images", *EVALUATIONS))
+        given = ", ".join(f"workflow.{name}" for name in ("images", *EVALUATIONS, "frozen"))
         raise InputError(f"{folder}: no such folder (given as {given} or on the command line)")
     found, seen = [], set()
     if but.is_dir() and not but.samefile(folder):

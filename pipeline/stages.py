@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ class Evaluation:
         return evaluation_folder(self.name)
 
 
+VOC_OF_SCENES = Path("VOCdevkit") / "VOC2012"
+
 # A new evaluation is one entry here, its file in train/evals and its settings in train/config/evals.py.
 EVALUATIONS = {
     evaluation.name: evaluation
@@ -116,7 +119,7 @@ EVALUATIONS = {
             settings=EvalVocSettings,
             help="fine-tune an FCN, score mIoU",
             data="folder of VOC2012's layout",
-            of_scenes=Path("VOCdevkit") / "VOC2012",
+            of_scenes=VOC_OF_SCENES,
         ),
     )
 }
@@ -245,6 +248,7 @@ def frozen_stage(
     *,
     weights: str,
     data: Sequence[Path],
+    superpixels: Path | None = None,
     out: Path | None = None,
     options: tuple[str, ...] = (),
     nproc: int = 1,
@@ -252,17 +256,23 @@ def frozen_stage(
     """The protocols on frozen features.
 
     Args:
+        superpixels: shards for ABO, in place of those that the settings name.
         out: where results go; None: of a run RUN/eval-frozen, else a folder below runs/eval-frozen.
         options: `--out` among them, where it is given.
     """
     results = out or Path(weights) / evaluation_folder("frozen")
+    inputs = {"weights": Path(weights), **{f"data{number or ''}": folder for number, folder in enumerate(data)}}
+    if superpixels:
+        inputs["superpixels"] = superpixels
+        quoted = json.dumps(str(superpixels), ensure_ascii=False)  # a string of YAML, whatever the path looks like
+        options = (*options, f"--set=eval_frozen.abo.superpixels={quoted}")
     return Stage(
         name=evaluation_folder("frozen"),
         module="train.evals.frozen.score",
         arguments=(f"--weights={weights}", *(f"--data={folder}" for folder in data), *options),
         output=results,
         marker=results / SUMMARY_NAME,
-        inputs={"weights": Path(weights), **{f"data{number or ''}": folder for number, folder in enumerate(data)}},
+        inputs=inputs,
         settings=settings.content(),
         resources=Resources(processes=nproc),
         shows=(("scores of frozen features", results / SUMMARY_NAME),),

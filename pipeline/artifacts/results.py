@@ -40,7 +40,7 @@ class Results(BaseModel):
     Attributes:
         fingerprint: of all that decides the numbers.
         protocol: the settings.
-        inits: by the weights that it began with ("run", "random"), each score's spread and the scores by seed.
+        inits: by the weights that it began with, as "run" and "random", each score's spread and the scores by seed.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")

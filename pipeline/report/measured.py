@@ -27,6 +27,8 @@ TOLERANCE = 1e-6  # of a score beyond [0, 1]
 # Settings that say which seeds and weights are scored, how a run goes, or what else is reported.
 NOT_COMPARED = EvalVocSettings.NOT_CONTENT | {"seeds", "inits", "baselines", "bootstrap"}
 
+_BATCH_NORM = {"random": "initial", "random-bn": "data"}  # of the weights that fine-tuning begins with, by init
+
 _Score = Annotated[float, Field(ge=-TOLERANCE, le=1 + TOLERANCE, allow_inf_nan=False)]
 _BY_SEED = TypeAdapter(dict[Annotated[int, Field(ge=0)], dict[str, _Score | dict[str, _Score | None] | None]])
 _SCORES = TypeAdapter(dict[str, _Score | None])
@@ -186,7 +188,7 @@ def _of_fine_tuning(path: Path, results: Results) -> list[Measurement]:
         weights = ReportedWeights(
             label=init if init != "run" else folder.parent.name,
             backbone=results.backbone.name,
-            batch_norm="initial" if init == "random" else "weights",
+            batch_norm=_BATCH_NORM.get(init, "weights"),
             sha256=sha256 if init == "run" else None,
             run=results.backbone.run_fingerprint if init == "run" else None,
         )

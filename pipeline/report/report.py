@@ -16,11 +16,13 @@ from pipeline.foundation.progress import say
 from pipeline.report.columns import columns_of
 from pipeline.report.compare import row_named
 from pipeline.report.measured import read_measurements
+from pipeline.report.one_run import findings_of_run
 from pipeline.report.quoted import WhichQuoted, quoted_beside
 from pipeline.report.search import MOST_LEVELS, find_results
 from pipeline.report.shown.blocks import as_markdown, as_text
 from pipeline.report.shown.csv_lines import as_csv, paper_csv
 from pipeline.report.shown.dot_plot import check_plotting, draw_table
+from pipeline.report.shown.one_run_blocks import blocks_of_run
 from pipeline.report.shown.views import paper_blocks, views_of
 from pipeline.report.table import ResultsTable, table_of_results
 
@@ -78,6 +80,16 @@ def paper_report(form: ReportFormat) -> str:
     """All figures of the paper."""
     write = _WRITERS.get(form)
     return write(paper_blocks()) if write else paper_csv()
+
+
+def run_report(markers: Sequence[Path], *, resamples: int) -> str:
+    """What finished evaluations of one run found, as text; empty where there is nothing.
+
+    Args:
+        markers: as `findings_of_run` takes them.
+    """
+    found = findings_of_run(markers, resamples=resamples)
+    return as_text(blocks_of_run(found)) if found else ""
 
 
 def read_table(places: Sequence[Path], *, scores: Sequence[str], resamples: int) -> ResultsTable:

@@ -31,7 +31,9 @@ def add_verbs(verbs: Verbs[Parser], of_stage: Parser) -> None:
         help="score frozen features by all that the data allow",
     )
     _add_results(frozen)
-    frozen.add_argument("--protocols", help=f"names with commas between, of {', '.join(FROZEN_PROTOCOLS)}")
+    frozen.add_argument(
+        "--protocols", help=f"names with commas between, of {', '.join(FROZEN_PROTOCOLS)}; else eval_frozen.protocols"
+    )
     frozen.set_defaults(verb=_evaluate_frozen)
     for protocol in FROZEN_PROTOCOLS.values():
         help = f"score frozen features: {protocol.title}"

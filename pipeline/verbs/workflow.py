@@ -7,12 +7,15 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.artifacts.run_files import RESULTS_NAME, SUMMARY_NAME
 from pipeline.config import Recipe, code_version
 from pipeline.estimates.pretrain import check_pretrain
-from pipeline.graph import run_stages, verdicts, workflow
+from pipeline.graph import run_stages, verdicts
 from pipeline.launchers import local
 from pipeline.stages import Stage
 from pipeline.verbs.arguments import Parser, Verbs, options_of, path, recipe_of, with_settings
+from pipeline.verbs.results import RESAMPLES
+from pipeline.workflow import workflow
 from train.config.batches import plan_batches
 
 OWN_IMAGES = """
@@ -51,7 +54,18 @@ def _workflow(arguments: argparse.Namespace) -> int:
         print(f"  {what:<30} {where}")
     if recipe.workflow.images is None:
         print(OWN_IMAGES.format(config=arguments.config))
+    _print_findings(graph)
     return 0
+
+
+def _print_findings(graph: Sequence[Stage]) -> None:
+    """What the evaluations of the run found, where there are any."""
+    from pipeline.report.report import give, run_report  # here, for it loads NumPy, which `r2o --help` does without
+
+    markers = [stage.marker for stage in graph if stage.marker.name in (RESULTS_NAME, SUMMARY_NAME)]
+    if text := run_report(markers, resamples=RESAMPLES):
+        print()
+        give(text, None)
 
 
 def _check_batches(recipe: Recipe) -> None:
@@ -62,22 +76,26 @@ def _check_batches(recipe: Recipe) -> None:
 
 
 def _print_plan(graph: Sequence[Stage], work: Path) -> int:
-    found = verdicts(graph, work=work, version=code_version())
+    found, width = verdicts(graph, work=work, version=code_version()), _width(graph)
     for stage in graph:
         skipped = found[stage.name].action == "skip"
-        print(f"{stage.name:<9} {found[stage.name]}{', would be skipped' if skipped else ''}")
+        print(f"{stage.name:<{width}} {found[stage.name]}{', would be skipped' if skipped else ''}")
         if not skipped:
-            print(f"{'':<9} {shlex.join(local.command_of(stage))}")
+            print(f"{'':<{width}} {shlex.join(local.command_of(stage))}")
     return 0
 
 
 def _status(arguments: argparse.Namespace) -> int:
     work = _work(arguments)
     graph = workflow(recipe_of(arguments), work=work)
-    found = verdicts(graph, work=work, version=code_version())
+    found, width = verdicts(graph, work=work, version=code_version()), _width(graph)
     for stage in graph:
-        print(f"{stage.name:<9} {found[stage.name]}  {stage.output}")
+        print(f"{stage.name:<{width}} {found[stage.name]}  {stage.output}")
     return 0
+
+
+def _width(graph: Sequence[Stage]) -> int:
+    return max(len(stage.name) for stage in graph)
 
 
 def _work(arguments: argparse.Namespace) -> Path:

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from pipeline.artifacts.results import Results, encode_results
 from pipeline.artifacts.scores import ImageCounts, read_counts, read_scores, write_scores
 from pipeline.foundation.errors import InputError
 from pipeline.report.measured import read_measurements
+from pipeline.report.one_run import findings_of_run
 from tests.fuzz.target import Refused, Target
 from train.evals.datasets.layouts.coco_json import read_instances, read_panoptic
 from train.evals.datasets.layouts.voc_boxes import boxes_of_voc
+from train.evals.frozen.scoring.summary import SummaryRow, write_summary
 from train.evals.segmentation.voc_folder import VocFolder
 from train.evals.trials import Outcome, Trial, TrialSet
 from train.models.backbone_file import ExportedBackbone
@@ -61,6 +64,19 @@ def scores(root: Path) -> Target:
         if damaged:
             raise InputError(damaged[0])
         return [vars(one) for one in measurements]
+
+    return Target(path, read)
+
+
+def summary(root: Path) -> Target:
+    found = read_scores(a_score(root).parent)
+    assert found is not None
+    path = write_summary(SimpleNamespace(out=root), [SummaryRow("d", "knn", "miou", {"w": [found]})])  # type: ignore[arg-type]
+
+    def read() -> Any:
+        findings = findings_of_run([path], resamples=0)
+        assert findings is not None
+        return [vars(one) for column in findings.table.columns for one in column.measurements]
 
     return Target(path, read)
 
@@ -132,5 +148,5 @@ def _coco_file(path: Path, annotations: list[dict[str, Any]], read: Callable[[Pa
 
 
 EVALUATION_TARGETS: tuple[Callable[..., Target], ...] = (
-    results, scores, image_counts, trial, voc_mask, voc_boxes, coco_instances, coco_panoptic,
+    results, scores, summary, image_counts, trial, voc_mask, voc_boxes, coco_instances, coco_panoptic,
 )  # fmt: skip

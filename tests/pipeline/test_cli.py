@@ -176,15 +176,22 @@ def test_workflow_dry_run_and_status_start_nothing(tmp_path: Path) -> None:
     done = r2o("run", "--dry-run", config, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines[::2]] == ["scenes", "shards", "preview", "pretrain", "eval-voc"]
+    names = ["scenes", "shards", "preview", "val-shards", "pretrain", "eval-voc", "eval-frozen"]
+    assert [line.split()[0] for line in lines[::2]] == names
+    assert {line.index("not started") for line in lines[::2]} == {len("eval-frozen ")}
+    assert "--images=runs/my/scenes/VOCdevkit/VOC2012/JPEGImages --shards=runs/my/val-shards" in lines[7]
+    assert """'--set=eval_frozen.abo.superpixels="runs/my/val-shards"'""" in lines[13]
     assert all("not started" in line for line in lines[::2])
     assert (
         f"-m pipeline.launchers.ranks 2 train.pretrain --shards=runs/my/shards --run=runs/my/pretrain --config={config}"
-        in (lines[7])
+        in (lines[9])
     )
     done = r2o("status", config, "--work", tmp_path / "w", "--set", "scenes.seed=3", "pretrain.seed=1")
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 5
+    assert [line.split()[-1] for line in done.stdout.splitlines()] == [
+        str(tmp_path / "w" / place) for place in
+        ("scenes", "shards", "superpixels.png", "val-shards", "pretrain", "pretrain/eval-voc", "pretrain/eval-frozen")
+    ]  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["my.yaml"]
 
 

@@ -9,9 +9,9 @@ import pytest
 from pipeline import cli
 from pipeline.config import WorkflowSettings, load_recipe
 from pipeline.foundation.errors import InputError
-from pipeline.graph import workflow
 from pipeline.launchers import local
 from pipeline.stages import EVALUATIONS, Evaluation, Stage
+from pipeline.workflow import workflow
 from train.config import evals
 from train.config.evals import all_sections, load_evaluation_settings
 from train.config.evaluation import EvaluationSettings
@@ -51,9 +51,9 @@ def test_one_entry_makes_verb_option_section_and_stage(
 
 def test_one_entry_makes_a_stage_of_the_workflow_where_data_is_named(made_up: Evaluation) -> None:
     with_data = workflow(load_recipe(None, ["workflow.x=/data/x"]), work=Path("w"))
-    assert [stage.name for stage in with_data] == ["scenes", "shards", "preview", "pretrain", "eval-voc", "eval-x"]
-    assert dict(with_data[-1].inputs) == {"x": Path("/data/x")}
-    assert with_data[-1].needs == ("pretrain",)
+    assert [stage.name for stage in with_data][-4:] == ["pretrain", "eval-voc", "eval-x", "eval-frozen"]
+    assert dict(with_data[-2].inputs) == {"x": Path("/data/x")}
+    assert with_data[-2].needs == ("pretrain",)
     assert "eval-x" not in {stage.name for stage in workflow(load_recipe(), work=Path("w"))}
 
 
@@ -152,14 +152,3 @@ def test_mistakes_of_the_command_line_are_named(
 
 def test_names_of_protocols_are_no_names_of_evaluations() -> None:
     assert not {*FROZEN_PROTOCOLS, "frozen"} & set(EVALUATIONS)
-
-
-def test_the_workflow_scores_frozen_features_where_data_is_named() -> None:
-    recipe = load_recipe(None, ["workflow.frozen=/data/voc", "eval_frozen.linear.num_c=3"])
-    stages = workflow(recipe, work=Path("w"), options=("--config=c",))
-    assert [stage.name for stage in stages] == ["scenes", "shards", "preview", "pretrain", "eval-voc", "eval-frozen"]
-    assert stages[-1].arguments == ("--weights=w/pretrain", "--data=/data/voc", "--config=c")
-    assert stages[-1].needs == ("pretrain",)
-    assert dict(stages[-1].inputs) == {"data": Path("/data/voc")}
-    assert stages[-1].marker == Path("w/pretrain/eval-frozen/summary.json")
-    assert stages[-1].settings["linear"]["num_c"] == 3

@@ -3,6 +3,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,9 @@ def test_a_change_upstream_redoes_what_follows_and_keeps_the_former(
     machine.settings["a"] = 2
     assert machine.run() == 0
     assert machine.started == ["a", "b"]
-    assert "settings.value: 1 → 2" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "settings.value: 1 → 2" in out
+    assert re.search(r"starting again, changed \(needs\.a: [0-9a-f]{8}… → [0-9a-f]{8}…\);", out)
     kept = sorted((machine.work / ".r2o" / "replaced").iterdir())
     assert [path.name.split("-")[0] for path in kept] == ["a", "b"]
     assert (kept[0] / "mine.txt").read_text() == "the user's"

@@ -156,6 +156,15 @@ def test_demo_is_the_workflow_of_its_config(checkout: Checkout) -> None:
 
 
 @pytest.mark.processes
+def test_the_evidence_of_the_demo_is_a_module_of_the_tests(checkout: Checkout) -> None:
+    checkout.make("evidence-demo")
+    checkout.make("evidence-demo", f"CONFIG={ODD}", f"OUT=o {ODD}")
+    (call,) = checkout.calls
+    assert call == ["-m", "tests.evidence.demo", f"--config={ODD}", f"--work=o {ODD}"]
+    assert not list(checkout.folder.rglob("pwned"))
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("arguments", "missing"),
     [
@@ -210,7 +219,7 @@ def test_without_a_goal_the_verbs_are_printed(checkout: Checkout) -> None:
     assert checkout.calls == []
     verbs = (
         "demo shards preview pretrain export results eval-voc eval-x eval-frozen features test quick fuzz lint bench "
-        "gpu-day"
+        "gpu-day evidence-demo"
     )
     for verb in verbs.split():
         assert f"make {verb}" in done.stdout

@@ -6,7 +6,8 @@ import pytest
 from pipeline import stages
 from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.config import load_recipe
-from pipeline.graph import fingerprint_parts, workflow
+from pipeline.graph import fingerprint_parts
+from pipeline.workflow import workflow
 from preprocess.config import SceneSettings, ShardSettings
 from train.config.data import DataSettings
 from train.config.evals import EvalVocSettings
@@ -37,8 +38,10 @@ def test_the_demo_needs_nothing_from_outside() -> None:
         "scenes": set(),
         "shards": {"scenes"},
         "preview": {"shards"},
+        "val-shards": {"scenes"},
         "pretrain": {"shards"},
         "eval-voc": {"pretrain", "scenes"},
+        "eval-frozen": {"pretrain", "scenes", "val-shards"},
     }
     assert not any(stage.inputs for stage in graph())
 
@@ -51,7 +54,7 @@ def test_own_images_and_voc_are_outside_inputs() -> None:
         "eval-voc": {"voc": Path("/data/v")},
     }
     assert [stage.name for stage in graph("workflow.images=/data/i")] == ["shards", "preview", "pretrain"]
-    assert graph("workflow.voc=/data/v")[-1].needs == ("pretrain",)
+    assert {stage.name: stage.needs for stage in graph("workflow.voc=/data/v")}["eval-voc"] == ("pretrain",)
 
 
 @pytest.mark.parametrize("overrides", [(), ("workflow.images=/i", "workflow.voc=/v"), ("workflow.voc=/v",)])
@@ -64,15 +67,18 @@ def test_stages_come_after_their_needs_and_markers_lie_in_outputs(overrides: tup
 
 
 def test_a_change_redoes_the_stage_and_what_follows_it_only() -> None:
-    everything = {"scenes", "shards", "preview", "pretrain", "eval-voc"}
+    own_stages = {"shards", "preview", "pretrain", "eval-voc"}
+    everything = {"scenes", "val-shards", "eval-frozen", *own_stages}
     assert redone("scenes.seed=5") == everything
     assert redone("shards.superpixels.segments=50") == everything - {"scenes"}
-    assert redone("pretrain.seed=5") == {"pretrain", "eval-voc"}
+    assert redone("shards.count=50") == everything - {"scenes", "val-shards"}
+    assert redone("pretrain.seed=5") == {"pretrain", "eval-voc", "eval-frozen"}
     assert redone("eval_voc.lr=5") == {"eval-voc"}
+    assert redone("eval_frozen.abo.size=5", "eval_frozen.protocols=[abo]") == {"eval-frozen"}
     assert redone("workflow.preview_images=5") == {"preview"}
     assert redone(version="2") == everything
     own = ("workflow.images=/i", "workflow.voc=/v")
-    assert redone(base=own, digest="other") == everything - {"scenes"}
+    assert redone(base=own, digest="other") == own_stages
 
 
 def test_where_and_how_wide_it_runs_changes_nothing() -> None:
@@ -84,8 +90,8 @@ def test_where_and_how_wide_it_runs_changes_nothing() -> None:
 
 
 def test_precision_and_memory_format_change_results() -> None:
-    assert redone("pretrain.run.precision=bf16") == {"pretrain", "eval-voc"}
-    assert redone("pretrain.run.channels_last=true") == {"pretrain", "eval-voc"}
+    assert redone("pretrain.run.precision=bf16") == {"pretrain", "eval-voc", "eval-frozen"}
+    assert redone("pretrain.run.channels_last=true") == {"pretrain", "eval-voc", "eval-frozen"}
 
 
 def test_what_is_no_content_names_existing_settings() -> None:
@@ -107,7 +113,7 @@ def test_paths_reach_the_command_as_one_argument_each() -> None:
 
 
 def test_nproc_of_the_config_decides_unless_a_command_gives_another() -> None:
-    assert graph("workflow.nproc=3")[3].resources.processes == 3
+    assert {stage.name: stage for stage in graph("workflow.nproc=3")}["pretrain"].resources.processes == 3
     one, five = (stages.pretrain_stage(PretrainSettings(), shards=WORK, run=WORK, nproc=n) for n in (1, 5))
     assert [stage.resources.processes for stage in (one, five)] == [1, 5]
     assert dataclasses.replace(one, resources=five.resources) == five

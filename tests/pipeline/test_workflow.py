@@ -22,7 +22,13 @@ pretrain:
   curriculum: {initial_num_clusters: 8, final_num_clusters: 2, hold_epochs: 0}
   optim: {warmup_epochs: 1}
   run: {panels_every_epochs: 1, panel_images: 2}
-eval_voc: {iterations: 4, batch_size: 4, crop_size: 48, head_channels: 8, auxiliary_channels: 8, num_workers: 0}
+eval_frozen:
+  protocols: [linear, abo]
+  linear: {level: c4, size: 64, max_iterations: 20, num_c: 2}
+  abo: {size: 64, seeds: [0], group_size: 4}
+eval_voc:
+  {inits: [run, random, random-bn], iterations: 4, batch_size: 4, crop_size: 48, head_channels: 8,
+   auxiliary_channels: 8, num_workers: 0}
 workflow: {nproc: 2, preview_images: 4}
 """
 
@@ -36,17 +42,25 @@ def test_from_nothing_to_a_table_and_then_nothing_more_to_do(
     config.write_text(TINY)
     command = ["run", str(config), "--work", str(work)]
     assert main(command) == 0, capfd.readouterr().err
-    assert "make shards" in capfd.readouterr().out
+    first = capfd.readouterr().out
+    assert "make shards" in first
+    said = first[first.index("What the evaluations found") :]
+    for row in ("the run ", "random ", "random-bn ", "SLIC prior ", "ceiling of the grid ", "the run − random-bn: "):
+        assert f"\n{row}" in said
+    assert "Fine-tuning trained every weight, 4 iterations of 4 crops from 8 images." in said
     assert json.loads((work / "shards" / "manifest.json").read_bytes())["stored"] == 48
-    for made in ("scenes/scenes.json", "superpixels.png", "pretrain/backbone.pt", "pretrain/eval-voc/results.json"):
+    for made in ("scenes/scenes.json", "superpixels.png", "pretrain/backbone.pt", "pretrain/eval-voc/results.json",
+                 "val-shards/manifest.json", "pretrain/eval-frozen/summary.json"):  # fmt: skip
         assert (work / made).stat().st_size > 0
     assert list((work / "pretrain" / "panels").glob("*.png"))
 
     assert main(command) == 0
-    assert capfd.readouterr().out.count("finished and unchanged, skipped") == 5
+    second = capfd.readouterr().out
+    assert second.count("finished and unchanged, skipped") == 7
+    assert second.endswith(said)
     before = (work / "shards" / "manifest.json").stat().st_mtime_ns
     assert main([*command, "--set", "eval_voc.seeds=[0, 1]"]) == 0
-    said = capfd.readouterr()
-    assert said.out.count("finished and unchanged, skipped") == 4
-    assert "run seed 0: finished before and unchanged" in said.err
+    more = capfd.readouterr()
+    assert more.out.count("finished and unchanged, skipped") == 6
+    assert "run seed 0: finished before and unchanged" in more.err
     assert (work / "shards" / "manifest.json").stat().st_mtime_ns == before

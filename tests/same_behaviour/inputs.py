@@ -35,6 +35,14 @@ pretrain:
     checkpoint_every_steps: 2
     probe_every_epochs: 3
     probe_images: 16
+eval_frozen:
+  baselines: []
+  linear: {size: 64, max_iterations: 9}
+  knn: {size: 64}
+  context: {size: 64}
+  overclustering: {size: 64, seeds: [0], clusters: 4, pca: 4}
+  discovery: {size: 64}
+  abo: {size: 64, seeds: [0]}
 eval_voc:
   seeds: [0, 1]
   inits: [run, random]

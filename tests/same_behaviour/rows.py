@@ -48,6 +48,7 @@ VARIANTS = {  # settings of pretrain; each a run of one epoch
     "init": "seed=1",
 }
 ONE_EPOCH = "epochs=1 curriculum.hold_epochs=0"
+OF_FROZEN = r"/eval-frozen/"  # its results hold the seconds that they took
 NOT_OF_RESUMED = r"^run\.json$|^eval-voc/|^tensorboard/"
 
 Values = dict[str, str]
@@ -144,7 +145,7 @@ def helps(checkout: Checkout, _: Checkout) -> Values:
 def run(checkout: Checkout, _: Checkout) -> Values:
     """The whole pipeline by a small recipe: all that it says, and every file."""
     done = checkout.r2o("run", checkout.recipe, f"--work={checkout.small}")
-    return {"said": checkout.told(done), **checkout.tree(checkout.small)}
+    return {"said": checkout.told(done), **checkout.tree(checkout.small, without=OF_FROZEN)}
 
 
 def variants(checkout: Checkout, _: Checkout) -> Values:
@@ -232,7 +233,7 @@ def upgrade_work(checkout: Checkout, before: Checkout) -> Values:
         "eval-voc": ("eval-voc", f"--run={small}", voc, config, "--set", "eval_voc.seeds=[0,1,2]"),
     }
     told = {name: checkout.told(checkout.r2o(*words)) for name, words in lines.items()}
-    return told | checkout.tree(work)
+    return told | checkout.tree(work, without=OF_FROZEN)
 
 
 ROWS = {

@@ -18,6 +18,8 @@ class SegmentationSettings(EvaluationSettings):
     """FCN fine-tuning and scoring (A.2; where it is silent, MMSegmentation's defaults). Sizes in pixels.
 
     Attributes:
+        inits: weights that it begins with: those of the run; random ones; random ones with the batch-norm statistics of
+            the training images, which a backbone without batch norm leaves out.
         short_side: images are first resized to it, in training and in evaluation; scores are always taken at the
             original size.
         scale_range: ratio to that size, drawn per training crop.
@@ -30,7 +32,7 @@ class SegmentationSettings(EvaluationSettings):
     NOT_CONTENT: ClassVar[frozenset[str]] = frozenset({"num_workers", "cache_mib", "log_every_iterations"})
 
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
-    inits: Annotated[tuple[Literal["run", "random"], ...], Field(min_length=1)] = ("run",)
+    inits: Annotated[tuple[Literal["run", "random", "random-bn"], ...], Field(min_length=1)] = ("run",)
     iterations: Positive = 30_000
     batch_size: Positive = 16
     lr: Rate = 0.01

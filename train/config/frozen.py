@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.foundation.settings import Seed, Settings
 from train.config.evaluation import EvaluationSettings
@@ -158,11 +158,25 @@ class FrozenDataSettings(Settings):
     max_images: Positive | None = Field(None, description="of each list, evenly spaced; null: all")
 
 
+def require_protocol(name: str) -> str:
+    """The name of a protocol. Raises ValueError for one that there is not."""
+    if name not in FROZEN_PROTOCOLS:
+        raise ValueError(f"no protocol {name!r}; there are {', '.join(FROZEN_PROTOCOLS)}")
+    return name
+
+
 class EvalFrozenSettings(EvaluationSettings):
-    """All protocols that read frozen features."""
+    """All protocols that read frozen features.
+
+    Attributes:
+        protocols: which of them are run; null: all that the data allow. `--protocols` wins over it.
+    """
 
     SECTION: ClassVar[str] = "eval_frozen"
 
+    protocols: Annotated[tuple[Annotated[str, AfterValidator(require_protocol)], ...], Field(min_length=1)] | None = (
+        None
+    )
     baselines: tuple[Literal["random", "random-bn"], ...] = ("random", "random-bn")
     data: FrozenDataSettings = FrozenDataSettings()
     features: FeatureSettings = FeatureSettings()

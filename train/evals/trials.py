@@ -21,7 +21,7 @@ from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import read_own, write_atomic
 from pipeline.foundation.progress import say
 from train.models.backbone_file import ExportedBackbone
-from train.models.initial import InitName
+from train.models.initial import MEASURED_IMAGES, InitName
 
 TRIAL_FORMAT_VERSION = 2  # 1, of release 0.1.0, has no checksum
 RESULTS_BEGIN = re.compile(rb'\{\s*"format_version": ([0-9]{1,9}),')  # also of those that are damaged further on
@@ -73,9 +73,16 @@ class TrialSet:
         return [Trial(init, seed) for seed in self.seeds for init in self.inits]
 
     def fingerprint_of(self, trial: Trial) -> str:
-        """Hash of all that decides a trial. A random init takes only the backbone's name and normalisation."""
+        """Hash of all that decides a trial. A random init takes only the backbone's name and normalisation.
+
+        The images that "random-bn" is measured on are those of `data`, in the size that `protocol` has.
+        """
         backbone = self.backbone
-        weights = {"sha256": self.backbone_sha256} if trial.init == "run" else {"random": backbone.name}
+        weights: dict[str, Any] = {"random": backbone.name}
+        if trial.init == "run":
+            weights = {"sha256": self.backbone_sha256}
+        elif trial.init == "random-bn":
+            weights |= {"measured_images": MEASURED_IMAGES}
         return fingerprint(
             protocol=self.protocol,
             version=self.version,

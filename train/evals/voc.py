@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +17,25 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
+from jaxtyping import UInt8
+from torch import Tensor
 
 from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.artifacts.results import RESULTS_FORMAT_VERSION, encode_results
 from pipeline.artifacts.run_files import BACKBONE_NAME, PREDICTIONS_NAME, RESULTS_NAME, evaluation_folder
 from pipeline.foundation.errors import InputError, exit_code_of, os_errors_named
 from pipeline.foundation.files import refuse_link, sha256_of, write_atomic
+from pipeline.foundation.progress import say
 from train.config.evals import EvalVocSettings, load_evaluation_settings
+from train.data.resize import resized
 from train.evals.segmentation.fcn import FCN
 from train.evals.segmentation.fine_tune import Normalisation, TrainingExamples, evaluate, fine_tune, smaller_fine_tuning
 from train.evals.segmentation.metrics import check_report_classes, is_confusion, scores_of, summary_of, table_of
 from train.evals.segmentation.pictures import prediction_strip, predictions_sheet
 from train.evals.segmentation.voc_folder import VocFolder, VocSplit
 from train.evals.trials import Outcome, Trial, TrialSet, remove_outdated
-from train.models.backbone_file import load_run_backbone
-from train.models.initial import initial_backbone
+from train.models.backbone_file import ExportedBackbone, load_run_backbone
+from train.models.initial import MEASURED_IMAGES, InitName, initial_backbone
 from train.out_of_memory import memory_errors_named
 
 PROTOCOL_VERSION = 1  # raised when the code gives other numbers for equal settings
@@ -73,7 +77,7 @@ def prepare(run: Path, voc: Path, *, settings: EvalVocSettings, out: Path | None
     train = folder.split(settings.train_list, masks=settings.train_masks, cache_mib=settings.cache_mib)
     val = folder.split(settings.val_list)
     trials = TrialSet(
-        inits=settings.inits,
+        inits=_inits_of(settings, backbone),
         seeds=settings.seeds,
         protocol={k: v for k, v in settings.content().items() if k not in _NOT_PROTOCOL},
         version=PROTOCOL_VERSION,
@@ -95,7 +99,7 @@ def run_evaluation(evaluation: VocEvaluation) -> dict[str, Any]:
     settings, trials = evaluation.settings, evaluation.trials
     identity = trials.fingerprint(report_classes=settings.report_classes)
     remove_outdated(evaluation.out / RESULTS_NAME, identity)
-    scores: dict[str, dict[int, dict[str, Any]]] = {init: {} for init in settings.inits}
+    scores: dict[str, dict[int, dict[str, Any]]] = {init: {} for init in trials.inits}
     records = trials.records(
         lambda trial: _score(evaluation, trial),
         fits=lambda record: is_confusion(record.get("confusion"), pixels=evaluation.val.pixels),
@@ -148,12 +152,45 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _inits_of(settings: EvalVocSettings, backbone: ExportedBackbone) -> list[InitName]:
+    """Those of the settings; without batch norm "random-bn" is "random", and is left out.
+
+    Raises:
+        InputError: none is left.
+    """
+    if "random-bn" not in settings.inits or not backbone.name.startswith("vit"):
+        return list(settings.inits)
+    inits: list[InitName] = [init for init in settings.inits if init != "random-bn"]
+    if not inits:
+        raise InputError(f"eval_voc.inits: {backbone.name} has no batch norm, so random-bn is random; name that")
+    say(f"eval_voc.inits: {backbone.name} has no batch norm, so random-bn would be random; left out")
+    return inits
+
+
+def _measured_images(
+    evaluation: VocEvaluation, device: torch.device
+) -> Iterator[UInt8[Tensor, "1 3 crop_size crop_size"]]:
+    """Training images, evenly spaced over the list; each is resized as a whole to the size of the crops."""
+    train, size = evaluation.train, evaluation.settings.crop_size
+    count = min(MEASURED_IMAGES, len(train))
+    for place in range(count):
+        pixels = torch.from_numpy(train[place * len(train) // count].image).permute(2, 0, 1)
+        yield resized(pixels, size)[None].to(device)
+
+
 def _score(evaluation: VocEvaluation, trial: Trial) -> Outcome:
     """Fine-tune from one init with one seed, and score."""
     settings, device = evaluation.settings, _device()
     exported, (init, seed) = evaluation.trials.backbone, trial
     normalisation, label = Normalisation(exported.mean, exported.std), f"{init} seed {seed}"
-    backbone = initial_backbone(init, exported=exported, seed=seed, dilate_c5=True)
+    backbone = initial_backbone(
+        init,
+        exported=exported,
+        seed=seed,
+        dilate_c5=True,
+        images=lambda: _measured_images(evaluation, device),
+        device=device,
+    )
     model = FCN(backbone, num_classes=len(evaluation.classes), settings=settings, seed=seed)
     examples = TrainingExamples(data=evaluation.train, settings=settings, normalisation=normalisation, seed=seed)
     with _memory_named(f"eval-voc, {label} train", settings):
@@ -176,9 +213,8 @@ def _score(evaluation: VocEvaluation, trial: Trial) -> Outcome:
 def _picture(evaluation: VocEvaluation) -> bytes:
     seed = evaluation.settings.seeds[0]
     samples = [evaluation.val[index] for index in evaluation.previews]
-    strips = {
-        f"{init}, seed {seed}": evaluation.trials.picture(Trial(init, seed)) for init in evaluation.settings.inits
-    }
+    trials = evaluation.trials
+    strips = {f"{init}, seed {seed}": trials.picture(Trial(init, seed)) for init in trials.inits}
     return predictions_sheet(samples, strips)
 
 

@@ -12,7 +12,7 @@ from pipeline.report.measured import read_measurements
 from pipeline.report.report import read_table
 from pipeline.report.search import find_results
 from pipeline.report.table import ResultsTable
-from tests.pipeline.report.conftest import Write
+from tests.pipeline.report.made_results import Write
 
 
 def table_of(folder: Path) -> ResultsTable:

@@ -10,7 +10,7 @@ import pytest
 from pipeline.artifacts.scores import ImageCounts
 from pipeline.report.quoted import PAPER_SETTINGS, quoted_beside
 from pipeline.report.report import read_table
-from tests.pipeline.report.conftest import Write
+from tests.pipeline.report.made_results import Write
 from train.config.evals import EvalVocSettings
 from train.config.frozen import AboSettings, CubSettings
 

@@ -15,7 +15,7 @@ from pipeline.report import measured
 from pipeline.report.paper_rows import PAPER_ROWS
 from pipeline.report.report import read_table
 from pipeline.report.shown.blocks import WIDTH, Block, as_markdown, as_text, shortened, width_of
-from tests.pipeline.report.conftest import Write, iou_counts
+from tests.pipeline.report.made_results import Write, iou_counts
 
 ROOT = Path(__file__).parents[3]
 

@@ -13,7 +13,7 @@ from pipeline.report.compare import baseline_of, compare_rows, row_named
 from pipeline.report.report import read_table
 from pipeline.report.statistics import Draws, percentile_interval, resampled_means
 from pipeline.report.table import ResultsTable
-from tests.pipeline.report.conftest import Write, iou_counts
+from tests.pipeline.report.made_results import Write, iou_counts
 
 
 def table_of(folder: Path, *scores: str, resamples: int = 40) -> ResultsTable:

@@ -15,8 +15,10 @@ import torch
 from pipeline.artifacts.results import Results, encode_json, encode_results
 from pipeline.artifacts.seal import sealed
 from pipeline.foundation.errors import InputError
+from train.evals import trials as module
 from train.evals.trials import Outcome, Trial, TrialSet, remove_outdated
 from train.models.backbone_file import ExportedBackbone
+from train.models.initial import InitName
 
 BACKBONE = ExportedBackbone(
     name="resnet18", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), fingerprint="run", state_dict={"w": torch.zeros(1)}
@@ -24,6 +26,7 @@ BACKBONE = ExportedBackbone(
 
 
 SEED = 20261127
+INITS: tuple[InitName, ...] = ("run", "random", "random-bn")
 
 
 def is_plain(record: Mapping[str, Any]) -> bool:
@@ -98,6 +101,28 @@ def test_only_what_a_change_decides_is_made_again(trials: TrialSet) -> None:
         assert scored_now(dataclasses.replace(other_weights, **change)) == everything
         scored_now(other_weights)
     assert scored_now(dataclasses.replace(other_weights, seeds=(0, 3, 4))) == ["run-seed4", "random-seed4"]
+
+
+def test_trials_that_were_stored_before_keep_their_fingerprints_and_random_bn_has_its_own(trials: TrialSet) -> None:
+    """Digests of the code before there was "random-bn"."""
+    assert {trial.name: trials.fingerprint_of(trial)[:16] for trial in trials.trials} == {
+        "run-seed0": "797ab3cf2a102339", "random-seed0": "52ed92f8d58d4398",
+        "run-seed3": "d3a2684d20b7ec14", "random-seed3": "85f98257f8036ac6",
+    }  # fmt: skip
+    assert trials.fingerprint(report_classes=())[:16] == "6c94ce09c2b369e7"
+    of = {init: trials.fingerprint_of(Trial(init, 0)) for init in INITS}
+    other_weights = dataclasses.replace(trials, backbone_sha256="others")
+    assert other_weights.fingerprint_of(Trial("random-bn", 0)) == of["random-bn"]
+    assert len({*of.values(), trials.fingerprint_of(Trial("random-bn", 3))}) == 4
+
+
+def test_the_number_of_images_that_statistics_are_measured_on_decides_about_random_bn_alone(
+    trials: TrialSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {init: trials.fingerprint_of(Trial(init, 0)) for init in INITS}
+    monkeypatch.setattr(module, "MEASURED_IMAGES", 7)
+    changed = {init for init in INITS if trials.fingerprint_of(Trial(init, 0)) != before[init]}
+    assert changed == {"random-bn"}
 
 
 def test_an_error_leaves_the_trials_before_it(trials: TrialSet) -> None:

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backbone", help="of random weights; of a file, the one that it must hold")
     parser.add_argument("--part", choices=("online", "target"), default="online", help="which of a file's networks")
     parser.add_argument("--checkpoint", help="a checkpoint of the run in place of its backbone, or all of them")
-    parser.add_argument("--protocols", help="names with commas between; default: all that the data allow")
+    parser.add_argument("--protocols", help="names with commas between; default: eval_frozen.protocols")
     parser.add_argument("--out", type=Path, help="where results go")
     parser.add_argument("--features", type=Path, help="where features are kept; default OUT/features")
     parser.add_argument("--drop-features", action="store_true", help="remove them at the end")
@@ -85,7 +85,7 @@ def prepare_scoring(arguments: argparse.Namespace, settings: EvalFrozenSettings,
     Raises:
         InputError: weights, data or a setting are wrong.
     """
-    wanted = arguments.protocols.split(",") if arguments.protocols else None
+    wanted = arguments.protocols.split(",") if arguments.protocols else settings.protocols
     protocols = named_protocols(wanted)
     subjects = named_subjects(
         arguments.weights,

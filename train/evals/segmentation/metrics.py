@@ -105,8 +105,8 @@ def table_of(inits: Mapping[str, Mapping[str, Any]], *, classes: Sequence[str], 
         label = f"mean of {len(report_classes)} report_classes"
         rows += [(label, [_cell(summary["report_mean_iou"]) for summary in inits.values()])]
     rows += [("pixel accuracy", [_cell(summary["pixel_accuracy"]) for summary in inits.values()])]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}" + "".join(f"  {cell:>14}" for cell in cells) for name, cells in rows)
+    width, wide = max(len(name) for name, _ in rows), max(14, *(len(cell) for cell in rows[0][1]))
+    return "\n".join(f"{name:<{width}}" + "".join(f"  {cell:>{wide}}" for cell in cells) for name, cells in rows)
 
 
 def check_report_classes(report_classes: Sequence[str], *, classes: Sequence[str]) -> None:

@@ -72,9 +72,14 @@ def test_a_run_beside_its_baseline_on_voc(
     summary = unsealed(json.loads((out / "summary.json").read_text()), required=True)
     assert [row["protocol"] for row in summary["rows"]] == ["overclustering", "abo"]
     before = {path: path.stat().st_mtime_ns for path in out.rglob("results.json")}
-    assert call(run_folder, voc, out, "--drop-features") == 0
+    assert call(run_folder, voc, out, "--drop-features", "--set=eval_frozen.protocols=[linear]") == 0
     assert {path: path.stat().st_mtime_ns for path in out.rglob("results.json")} == before
     assert "4 of 4 results are finished and unchanged" in capsys.readouterr().err
+    chosen = [one for one in options(out, "--set=eval_frozen.protocols=[abo]") if "--protocols" not in one]
+    assert exit_code_of(lambda: score.main([f"--weights={run_folder}", f"--data={voc}", *chosen])) == 0
+    said = capsys.readouterr().err
+    assert "runs: abo\n" in said
+    assert "2 of 2 results are finished and unchanged" in said
 
 
 def test_what_is_wrong_is_said_in_one_line_before_anything_runs(
@@ -88,6 +93,8 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_runs(
         return capsys.readouterr().err.strip().splitlines()[-1]
 
     assert "no protocol 'lineal'" in refused("--protocols=lineal")
+    wrong = refused("--set=eval_frozen.protocols=[knn, lineal]")
+    assert "eval_frozen.protocols.1: no protocol 'lineal'; there are linear, knn, " in wrong
     assert "no such folder" in refused(data=tmp_path / "nowhere")
     assert "gone.pth" in refused(weights=tmp_path / "gone.pth")
     assert "unknown key 'eval_frozen.lineal'" in refused("--set=eval_frozen.lineal.k=3")

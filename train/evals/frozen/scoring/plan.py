@@ -16,6 +16,7 @@ from train.config.frozen import (
     EvalFrozenSettings,
     FrozenProtocol,
     ProtocolSettings,
+    require_protocol,
 )
 from train.evals.datasets.annotated import DataSet
 from train.evals.frozen.superpixels import ABO_SUPERPIXELS, ShardSuperpixels
@@ -51,9 +52,11 @@ def plan_protocols(data: DataSet, wanted: Sequence[str] | None) -> ProtocolPlan:
 
 def named_protocols(wanted: Sequence[str] | None) -> list[FrozenProtocol]:
     """Protocols by name, in the order of the table. Raises InputError for a name that there is not."""
-    for name in wanted or ():
-        if name not in FROZEN_PROTOCOLS:
-            raise InputError(f"--protocols: no protocol {name!r}; there are {', '.join(FROZEN_PROTOCOLS)}")
+    try:
+        for name in wanted or ():
+            require_protocol(name)
+    except ValueError as error:
+        raise InputError(f"--protocols: {error}") from None
     return [protocol for name, protocol in FROZEN_PROTOCOLS.items() if wanted is None or name in wanted]
 
 
@@ -116,5 +119,6 @@ def _why_not(protocol: FrozenProtocol, data: DataSet, *, asked_for: bool) -> str
     if protocol.fits and (data.train is None or protocol.needs not in data.train_has):
         return f"it fits on a training part, and there is none with {protocol.needs}"
     if protocol.layouts and data.layout not in protocol.layouts and not asked_for:
-        return f"it is for layout {' and '.join(protocol.layouts)}; name it by --protocols to run it on this one"
+        meant = " and ".join(protocol.layouts)
+        return f"it is for layout {meant}; name it by --protocols or eval_frozen.protocols to run it on this one"
     return None
