@@ -22,9 +22,10 @@ def command_of(stage: Stage) -> list[str]:
     return [sys.executable, "-m", *ranks, *program]
 
 
-# OpenMP's threads sleep while they wait. As a rule they spin, and beside one busy program on 2 cores a run was up to
-# eleven times slower: the threads burnt the core on which what they waited for was to be computed.
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+# How often OpenMP's threads look again before they sleep, tens of microseconds. By libgomp's 300,000 they burn the core
+# on which what they wait for would be computed, where another program holds one; without any, each of the thousand
+# small operations of a step begins with a wake-up. `make bench-train` has the speeds of all three.
+BRIEF_SPIN = {"GOMP_SPINCOUNT": "10000"}
 
 
 def environment_of(stage: Stage) -> dict[str, str]:
@@ -34,7 +35,7 @@ def environment_of(stage: Stage) -> dict[str, str]:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = stage.resources.threads or max(1, cores // stage.resources.processes)
-    return {"OMP_NUM_THREADS": str(threads), **PASSIVE, "PYTHONUNBUFFERED": "1", **os.environ}
+    return {"OMP_NUM_THREADS": str(threads), **BRIEF_SPIN, "PYTHONUNBUFFERED": "1", **os.environ}
 
 
 def start(stage: Stage) -> int:

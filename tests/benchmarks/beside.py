@@ -1,9 +1,9 @@
-"""A run's speed alone and beside programs that keep cores busy: by threads that spin, and by threads that sleep.
+"""A run's speed alone and beside a program that keeps a core busy, by how long threads spin before they sleep.
 
 python -m tests.benchmarks.train --only beside
 
-On the CPU alone. OpenMP's threads, when they wait for each other, may spin. Where another program holds one of the
-cores, what they wait for comes late, and all the others burn their time. `r2o` therefore has them sleep.
+On the CPU alone. OpenMP's threads spin while they wait for each other. Where another program holds one of the cores,
+what they wait for comes late, and they burn their own. Sleeping costs a wake-up for each small operation.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pipeline.launchers.local import PASSIVE
+from pipeline.launchers.local import BRIEF_SPIN
 
 BUSY = "while True: pass"
-SPINNING = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "300000"}  # libgomp's count where threads fit the cores
+WAITS = {
+    "long spin": {"GOMP_SPINCOUNT": "300000"},
+    "brief spin": BRIEF_SPIN,
+    "no spin": {"GOMP_SPINCOUNT": "0"},
+}
 Train = Callable[[Path, int, dict[str, str]], float]
 
 
@@ -30,16 +34,17 @@ def beside(scratch: Path, rounds: int, train: Train) -> None:
         train: (new folder, processes, environment) → images/s of a whole run.
     """
     cores = num_cores()
-    cases: dict[str, tuple[int, dict[str, str]]] = {
-        "one process, threads that spin": (1, {"OMP_NUM_THREADS": str(cores), **SPINNING}),
-        "one process, threads that sleep": (1, {"OMP_NUM_THREADS": str(cores), **PASSIVE}),
-        "a process a core": (cores, {"OMP_NUM_THREADS": "1", **PASSIVE}),
+    cases = {
+        f"{processes} of {threads} threads, {wait}": (processes, {"OMP_NUM_THREADS": str(threads), **environment})
+        for processes, threads in ((1, cores), (cores, 1))
+        for wait, environment in WAITS.items()
+        if processes == 1 or wait == "brief spin"
     }
     rates: dict[tuple[str, bool], list[float]] = {}
     for number in range(rounds):
         for name, (processes, environment) in cases.items():
             for is_beside in (False, True):
-                run = scratch / f"beside-{name.replace(' ', '-')}-{is_beside}-{number}"
+                run = scratch / f"beside-{name.replace(' ', '-').replace(',', '')}-{is_beside}-{number}"
                 with busy_programs(1 if is_beside else 0):
                     rates.setdefault((name, is_beside), []).append(train(run, processes, environment))
     for name in cases:

@@ -63,13 +63,11 @@ def test_threads_are_the_share_of_the_cores_unless_set(folder: Path, monkeypatch
     assert local.environment_of(stage(folder, "0"))["OMP_NUM_THREADS"] == "5"
 
 
-def test_threads_that_wait_sleep_unless_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in local.PASSIVE:
-        monkeypatch.delenv(name, raising=False)
-    environment = local.environment_of(stage(folder, "0"))
-    assert (environment["OMP_WAIT_POLICY"], environment["GOMP_SPINCOUNT"]) == ("PASSIVE", "0")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    assert local.environment_of(stage(folder, "0"))["OMP_WAIT_POLICY"] == "ACTIVE"
+def test_threads_that_wait_soon_sleep_unless_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert local.environment_of(stage(folder, "0"))["GOMP_SPINCOUNT"] == "10000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert local.environment_of(stage(folder, "0"))["GOMP_SPINCOUNT"] == "7"
 
 
 @pytest.mark.processes
