@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.foundation.errors import exit_code_of
+from pipeline.foundation.errors import exit_code_of, os_errors_named
 from pipeline.foundation.settings import load_settings
 from preprocess.config import SceneSettings
 from preprocess.demo.make_scenes import make_scenes
@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(out: Path, settings: SceneSettings) -> int:
-    made = make_scenes(out, settings)
+    with os_errors_named(out):
+        made = make_scenes(out, settings)
     what = f"{settings.pretrain_images} scenes to pretrain on, {settings.train_images} + {settings.val_images} as VOC"
     print(f"{out}: {what}{'' if made else ', finished and unchanged'}")
     return 0

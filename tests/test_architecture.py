@@ -17,7 +17,7 @@ import pytest
 from tests.house_rules import METHOD_ARROWS, PACKAGES, RULES, Rule
 
 ROOT = Path(__file__).parents[1]
-NO_COMMAND = {"preprocess.shards.worker"}  # started by its own parent alone
+NO_COMMAND = {"preprocess.shards.worker", "preprocess.demo.processes"}  # started by their own parents alone
 SHARED_NAMES = {"main", "add_verbs", "score", "P", "R", "T", "S", "E"}  # of commands, verbs, protocols, type variables
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc"}
 HEAVY = ("torch", "ray", "webdataset")

@@ -21,10 +21,12 @@ def boundaries(label_map: np.ndarray) -> np.ndarray:
     return edge
 
 
-def draw_boundaries(image: np.ndarray, label_map: np.ndarray) -> np.ndarray:
-    """The image (H, W, 3) uint8 with the boundaries of a label map of the same H × W drawn in yellow."""
+def draw_boundaries(
+    image: np.ndarray, label_map: np.ndarray, *, colour: tuple[int, int, int] = BOUNDARY_COLOUR
+) -> np.ndarray:
+    """The image (H, W, 3) uint8 with the boundaries of a label map of the same H × W drawn on it."""
     drawn = image.copy()
-    drawn[boundaries(label_map)] = BOUNDARY_COLOUR
+    drawn[boundaries(label_map)] = colour
     return drawn
 
 

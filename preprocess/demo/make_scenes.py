@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageFilter
 from pydantic import BaseModel
 
 from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.artifacts.names import Sha256
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import is_temporary, refuse_link, sync_folder, write_atomic
-from pipeline.foundation.pictures import VOID, voc_palette
 from pipeline.foundation.progress import Progress
 from preprocess.config import SceneSettings
-from preprocess.demo.scene_art import Scene, make_scene
+from preprocess.demo.processes import processes_for, write_scenes
+from preprocess.demo.scene_files import CLASS_FOLDERS, VOC, planned_scenes
 
 SCENES_VERSION = 1
 MARKER_NAME, MAKING = "scenes.json", ".making"
 PARTS = ("images", "VOCdevkit")
-PRETRAIN, TRAIN, VAL = range(3)
 
 
 class _Record(BaseModel):
@@ -33,11 +29,14 @@ class _Record(BaseModel):
     settings: dict[str, Any]
 
 
-def make_scenes(out: Path, settings: SceneSettings) -> bool:
+def make_scenes(out: Path, settings: SceneSettings, *, processes: int | None = None) -> bool:
     """Fill `out`, unless it already holds what these settings give; whether anything was made.
 
+    Args:
+        processes: that make scenes; None: one a core, where there is enough to do. The files are the same.
     Raises:
-        InputError: `out` is a file, or holds something else, or a link where a part would lie.
+        InputError: `out` is a file, or holds something else, or a link where a part would lie; a process was killed.
+        OSError: as writing a file raises it.
     """
     identity = fingerprint(
         scenes_version=SCENES_VERSION, settings=settings, versions={name: version(name) for name in ("numpy", "pillow")}
@@ -48,10 +47,11 @@ def make_scenes(out: Path, settings: SceneSettings) -> bool:
     if _marked(out) == identity and not making.exists():
         return False
     shutil.rmtree(making, ignore_errors=True)
-    (making / PARTS[0]).mkdir(parents=True)
-    progress = Progress("scenes", settings.pretrain_images + settings.train_images + settings.val_images, "scenes")
-    _write_class_folders(making / PARTS[0], settings, progress)
-    _write_voc(making / PARTS[1] / "VOC2012", settings, progress)
+    _make_folders(making, settings)
+    planned = planned_scenes(settings)
+    progress = Progress("scenes", len(planned), "scenes")
+    processes = processes or processes_for(settings, len(planned))
+    write_scenes(making, settings, planned, processes=processes, done=lambda: progress.advance(1))
     marker.unlink(missing_ok=True)
     sync_folder(out)
     for part in PARTS:
@@ -84,53 +84,15 @@ def _marked(out: Path) -> str | None:
     return record.fingerprint if found.issuperset(PARTS) else None
 
 
-def _write_class_folders(folder: Path, settings: SceneSettings, progress: Progress) -> None:
-    for name in settings.shapes:
-        (folder / name).mkdir(parents=True)
-    for index in range(settings.pretrain_images):
-        scene = make_scene(settings, stream=PRETRAIN, index=index)
-        path = folder / settings.shapes[scene.dominant - 1] / f"scene_{index:06d}.jpg"
-        path.write_bytes(_jpeg(scene.image, settings.quality))
-        progress.advance(1)
-
-
-def _write_voc(folder: Path, settings: SceneSettings, progress: Progress) -> None:
-    lists = folder / "ImageSets" / "Segmentation"
-    for path in (folder / "JPEGImages", folder / "SegmentationClass", lists):
+def _make_folders(making: Path, settings: SceneSettings) -> None:
+    """Every folder, and the lists of VOC2012's layout."""
+    lists = making / VOC / "ImageSets" / "Segmentation"
+    for path in (*(making / CLASS_FOLDERS / name for name in settings.shapes), lists):
         path.mkdir(parents=True)
-    names: dict[str, list[str]] = {}
-    for split, stream, count in (("train", TRAIN, settings.train_images), ("val", VAL, settings.val_images)):
-        names[split] = [f"{split}_{index:06d}" for index in range(count)]
-        for index, name in enumerate(names[split]):
-            scene = make_scene(settings, stream=stream, index=index)
-            (folder / "JPEGImages" / f"{name}.jpg").write_bytes(_jpeg(scene.image, settings.quality))
-            mask = _palette_png(voc_mask(scene, void_width=settings.void_width))
-            (folder / "SegmentationClass" / f"{name}.png").write_bytes(mask)
-            progress.advance(1)
-    for split, members in {**names, "trainval": names["train"] + names["val"]}.items():
-        (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in members), encoding="utf-8")
-    (folder / "classes.txt").write_text("\n".join(("background", *settings.shapes)) + "\n", encoding="utf-8")
-
-
-def voc_mask(scene: Scene, *, void_width: int) -> np.ndarray:
-    """Class ids uint8 (S, S), with 255 on the `void_width` pixels to each side of an object's outline."""
-    if not void_width:
-        return scene.classes
-    instances = Image.fromarray(scene.instances)
-    side = 2 * void_width + 1
-    most, least = (instances.filter(kind(side)) for kind in (ImageFilter.MaxFilter, ImageFilter.MinFilter))
-    return np.where(np.asarray(most) != np.asarray(least), np.uint8(VOID), scene.classes)
-
-
-def _palette_png(mask: np.ndarray) -> bytes:
-    image = Image.fromarray(mask)
-    image.putpalette(voc_palette().tobytes())
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _jpeg(image: np.ndarray, quality: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="JPEG", quality=quality, subsampling=0)
-    return buffer.getvalue()
+    for name in ("JPEGImages", "SegmentationClass"):
+        (making / VOC / name).mkdir()
+    planned = planned_scenes(settings)
+    members = {split: [one.name for one in planned if one.split == split] for split in ("train", "val")}
+    for split, names in {**members, "trainval": members["train"] + members["val"]}.items():
+        (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    (making / VOC / "classes.txt").write_text("\n".join(("background", *settings.shapes)) + "\n", encoding="utf-8")

@@ -16,6 +16,8 @@ from PIL import Image, ImageDraw
 from preprocess.config import SceneSettings, Shape
 
 OVERSAMPLING = 4
+SHADOW = 0.025  # radius of a shadow's blur, a share of the picture's side
+RELIEF = 0.12  # width of an object's rounded edge, a share of its radius
 MIN_CONTRAST = 0.3  # between the mean colours of an object and what it lies on, Euclidean in [0, 1]³
 
 
@@ -53,13 +55,32 @@ def make_scene(settings: SceneSettings, *, stream: int, index: int) -> Scene:
     for number, thing in enumerate(_objects(rng, settings, first=index % len(settings.shapes)), start=1):
         alpha = _coverage(_outline(rng, settings.shapes[thing.class_id - 1]), thing, rng.uniform(0, 2 * np.pi), size)
         paint, _ = _painted(rng, size, avoid=ground)
-        shadow = _shifted(_soft(alpha, size * 0.025), -light * size * 0.05)
-        canvas = canvas * (1 - 0.5 * np.clip(shadow, 0, 1) * (1 - alpha))[..., None]
-        lit = np.clip(paint * _relief(alpha, light, thing.radius)[..., None], 0, 1)
-        canvas = canvas + alpha[..., None] * (lit - canvas)
-        classes[alpha >= 0.5], instances[alpha >= 0.5] = thing.class_id, number
+        _lay(canvas, alpha, paint, light, thing.radius)
+        covered = alpha >= 0.5
+        classes[covered], instances[covered] = thing.class_id, number
     image = _photographed(rng, canvas, light)
     return Scene(image=image, classes=classes, instances=instances)
+
+
+def _lay(canvas: np.ndarray, alpha: np.ndarray, paint: np.ndarray, light: np.ndarray, radius: float) -> None:
+    """Lay a lit object and its shadow on the canvas (3, S, S), in place."""
+    size = len(alpha)
+    away = -light * size * 0.05
+    reaches = 3 * _reach(size * SHADOW) + round(np.abs(away).max()), 3 * _reach(size * radius * RELIEF)
+    # Outside this window nothing changes, not even by rounding: sums of zeros are zero.
+    window = _window(alpha, margin=max(reaches))
+    alpha, paint, under = alpha[window], paint[:, *window], canvas[:, *window]
+    shadow = _shifted(_soft(alpha, size * SHADOW), away)
+    under *= 1 - 0.5 * np.clip(shadow, 0, 1) * (1 - alpha)
+    lit = np.clip(paint * _relief(alpha, light, size, radius), 0, 1)
+    under += alpha * (lit - under)
+
+
+def _window(alpha: np.ndarray, *, margin: int) -> tuple[slice, slice]:
+    """The rows and columns of `alpha` (S, S) that lie within `margin` pixels of a covered one."""
+    rows, columns = (np.flatnonzero(alpha.any(axis)) for axis in (1, 0))
+    down, across = (slice(max(found[0] - margin, 0), found[-1] + margin + 1) for found in (rows, columns))
+    return down, across
 
 
 def _objects(rng: np.random.Generator, settings: SceneSettings, *, first: int) -> list[_Object]:
@@ -112,7 +133,7 @@ def _coverage(outline: list[np.ndarray], thing: _Object, angle: float, size: int
 
 
 def _painted(rng: np.random.Generator, size: int, *, avoid: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """A textured plane (S, S, 3) in two colours, and its mean colour, at a distance from `avoid`."""
+    """A textured plane (3, S, S) in two colours, and its mean colour, at a distance from `avoid`."""
     while True:
         hue, saturation, value = rng.uniform(0, 1), rng.uniform(0.1, 0.8), rng.uniform(0.3, 0.95)
         second_hue = hue + (rng.uniform(-0.5, 0.5) if rng.random() < 0.25 else rng.uniform(-0.07, 0.07))
@@ -122,28 +143,28 @@ def _painted(rng: np.random.Generator, size: int, *, avoid: np.ndarray | None) -
         if avoid is None or np.linalg.norm(mean - avoid) >= MIN_CONTRAST:
             break
     texture = TEXTURES[int(rng.integers(len(TEXTURES)))](rng, size)
-    amount = np.clip(0.75 * texture + 0.25 * _fractal(rng, size), 0, 1)[..., None]
-    return one + amount * (other - one), mean
+    amount = np.clip(0.75 * texture + 0.25 * _fractal(rng, size), 0, 1)
+    return one[:, None, None] + amount * (other - one)[:, None, None], mean
 
 
-def _relief(alpha: np.ndarray, light: np.ndarray, radius: float) -> np.ndarray:
-    """Brightness (S, S) around 1 of a shape with rounded edges."""
-    height = _soft(alpha, alpha.shape[0] * radius * 0.12)
+def _relief(alpha: np.ndarray, light: np.ndarray, size: int, radius: float) -> np.ndarray:
+    """Brightness (h, w) around 1 of a shape with rounded edges, `radius` times the picture's side `size` large."""
+    height = _soft(alpha, size * radius * RELIEF)
     down, right = np.gradient(height)
-    slope = -(right * light[0] + down * light[1]) * alpha.shape[0] * radius
+    slope = -(right * light[0] + down * light[1]) * size * radius
     brightness: np.ndarray = 1 + 0.45 * np.tanh(1.5 * slope)
     return brightness
 
 
 def _photographed(rng: np.random.Generator, canvas: np.ndarray, light: np.ndarray) -> np.ndarray:
     """The scene under uneven light with a colour cast and grain, uint8 (S, S, 3)."""
-    size = canvas.shape[0]
+    size = canvas.shape[1]
     across, down = _grid(size)
     falloff = 1 + rng.uniform(0.1, 0.35) * ((across - 0.5) * light[0] + (down - 0.5) * light[1])
     cast = rng.uniform(0.92, 1.06, 3) * rng.uniform(0.8, 1.1)
-    grain = rng.normal(0, rng.uniform(0.005, 0.025), (size, size, 1))
-    photo: np.ndarray = (np.clip(canvas * falloff[..., None] * cast + grain, 0, 1) * 255).round().astype(np.uint8)
-    return photo
+    grain = rng.normal(0, rng.uniform(0.005, 0.025), (size, size))
+    photo = (np.clip(canvas * falloff * cast[:, None, None] + grain, 0, 1) * 255).round().astype(np.uint8)
+    return np.ascontiguousarray(photo.transpose(1, 2, 0))
 
 
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -156,12 +177,18 @@ def _resized(field: np.ndarray, width: int, height: int, filter_: Image.Resampli
     return np.asarray(Image.fromarray(field.astype(np.float32)).resize((width, height), filter_), dtype=np.float64)
 
 
+def _reach(radius: float) -> int:
+    return max(1, round(radius))
+
+
 def _soft(field: np.ndarray, radius: float) -> np.ndarray:
-    """The field (S, S) blurred by three means over 2·radius + 1 pixels each way, close to a Gaussian."""
-    reach = max(1, round(radius))
+    """The field (h, w) blurred by three means over 2·radius + 1 pixels each way, close to a Gaussian."""
+    reach = _reach(radius)
     width = 2 * reach + 1
     for _ in range(2 * 3):
-        sums = np.cumsum(np.pad(field, ((reach + 1, reach), (0, 0)), mode="edge"), axis=0)
+        padded = np.empty((field.shape[0] + width, field.shape[1]))
+        padded[: reach + 1], padded[reach + 1 : -reach], padded[-reach:] = field[:1], field, field[-1:]
+        sums = np.cumsum(padded, axis=0)
         field = ((sums[width:] - sums[:-width]) / width).T
     return field
 

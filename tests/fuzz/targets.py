@@ -31,6 +31,7 @@ from train.models.backbone_file import read_backbone, save_backbone
 from train.models.formats import to_format, write_weights
 from train.models.weights.init import load_init
 from train.run.folder import RunFolder, read_record, run_settings
+from train.run.panels.frames import Frame, Refined, read_frame, write_frame
 
 
 def a_set(root: Path) -> Path:
@@ -181,7 +182,21 @@ def label_map(root: Path) -> Target:
     return Target(path, read)
 
 
+def panel_frame(root: Path) -> Target:
+    labels = np.arange(24).reshape(2, 3, 4)
+    write_frame(root, Frame(7, (24, 4), Refined(labels, labels % 4)))
+    path = root / "step-00000007.npz"
+
+    def read() -> list[object]:
+        frame = read_frame(path)
+        if frame is None:
+            raise Refused("step-00000007.npz: the panel is drawn without it")
+        return [frame.step, frame.num_clusters, *(maps.tolist() for maps in frame.masks)]
+
+    return Target(path, read)
+
+
 TARGETS: tuple[Callable[..., Target], ...] = (
     manifest, index, shard, quarantine, job_record, job_note, run_record, run_config, users_config, checkpoint,
-    backbone, exported, stage_state, label_map, *EVALUATION_TARGETS,
+    backbone, exported, stage_state, label_map, panel_frame, *EVALUATION_TARGETS,
 )  # fmt: skip

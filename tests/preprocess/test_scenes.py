@@ -14,8 +14,19 @@ from pipeline.foundation.pictures import voc_palette
 from preprocess import scenes
 from preprocess.config import SHAPES, SceneSettings
 from preprocess.demo import make_scenes as make_module
-from preprocess.demo.make_scenes import make_scenes, voc_mask
-from preprocess.demo.scene_art import _coverage, _Object, _outline, _soft, make_scene
+from preprocess.demo.make_scenes import make_scenes
+from preprocess.demo.scene_art import (
+    _coverage,
+    _lay,
+    _Object,
+    _outline,
+    _painted,
+    _relief,
+    _shifted,
+    _soft,
+    make_scene,
+)
+from preprocess.demo.scene_files import voc_mask
 
 SMALL = SceneSettings(pretrain_images=13, train_images=3, val_images=2, size=48)
 
@@ -138,6 +149,33 @@ def test_blur_keeps_the_mean_and_matches_scipy():
     for _ in range(3):
         expected = ndimage.uniform_filter(expected, size=5, mode="nearest")
     np.testing.assert_allclose(_soft(field, 2), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(40, 31), (9, 50)])
+@pytest.mark.parametrize("radius", [0.3, 2, 3.6])
+def test_blur_has_the_bits_of_its_definition(shape, radius):
+    """Means by differences of running sums, with the border repeated: other sums would round otherwise."""
+    field = expected = np.random.default_rng(0).random(shape)
+    reach = max(1, round(radius))
+    for _ in range(6):
+        sums = np.cumsum(np.pad(expected, ((reach + 1, reach), (0, 0)), mode="edge"), axis=0)
+        expected = ((sums[2 * reach + 1 :] - sums[: -2 * reach - 1]) / (2 * reach + 1)).T
+    np.testing.assert_array_equal(_soft(field, radius), expected)
+
+
+@pytest.mark.parametrize("size", [32, 61, 128])
+@pytest.mark.parametrize(("radius", "centre"), [(0.1, (0.5, 0.5)), (0.36, (0.68, 0.32)), (0.19, (0.08, 0.92))])
+@pytest.mark.parametrize("angle", [0.3, 2.0, 5.5])
+def test_an_object_changes_the_pixels_that_the_whole_picture_would(size, radius, centre, angle):
+    """Only a window around the object is worked on; its shadow and rounded edges must not be cut off."""
+    rng, light = np.random.default_rng(1), np.array([np.cos(angle), np.sin(angle)])
+    alpha = _coverage(_outline(rng, "star"), _Object(1, radius, centre), 0.4, size)
+    (canvas, _), (paint, _) = (_painted(rng, size, avoid=None) for _ in range(2))
+    shadow = _shifted(_soft(alpha, size * 0.025), -light * size * 0.05)
+    expected = canvas * (1 - 0.5 * np.clip(shadow, 0, 1) * (1 - alpha))
+    expected = expected + alpha * (np.clip(paint * _relief(alpha, light, size, radius), 0, 1) - expected)
+    _lay(canvas, alpha, paint, light, radius)
+    np.testing.assert_array_equal(canvas, expected)
 
 
 def test_again_is_instant_and_a_changed_setting_remakes(tmp_path):

@@ -109,11 +109,16 @@ def test_it_learns(undisturbed: Path) -> None:
 
 def test_panels_are_pictures_of_the_stated_size(undisturbed: Path) -> None:
     panels = sorted(p.name for p in (undisturbed / "panels").iterdir())
-    assert panels == ["curves.png", "over_training.png", "step-00000000.png", "step-00000008.png", "step-00000016.png"]
+    steps = [f"step-{step:08d}.{kind}" for step in (0, 8, 16) for kind in ("npz", "png")]
+    assert panels == ["curves.png", "over_training.png", "over_training.webp", *steps]
     with Image.open(undisturbed / "panels" / "over_training.png") as picture:
         assert picture.width == (2 + 3) * 166 + 6
         assert picture.height == 16 + 3 * 166 + 6
         assert len(picture.getcolors(1 << 24)) > 1000
+    with Image.open(undisturbed / "panels" / "step-00000000.png") as picture:
+        assert picture.size == (4 * 166 + 6, 16 + 3 * 166 + 6)
+    with Image.open(undisturbed / "panels" / "over_training.webp") as picture:
+        assert picture.n_frames == 3
 
 
 def test_a_run_killed_inside_an_epoch_ends_with_the_same_bits(

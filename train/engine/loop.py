@@ -33,7 +33,8 @@ from train.models.backbone_file import save_backbone
 from train.run.clock import StepClock
 from train.run.log import RunLog
 from train.run.metrics import memory_gb
-from train.run.panels import Panels, draw_curves
+from train.run.panels.panels import Panels
+from train.run.panels.pictures import draw_curves
 from train.run.probe import Probe
 from train.run.stopping import StopRequest, exit_code_after
 
@@ -103,7 +104,7 @@ class _Loop:
         self.skipped: SkippedLog | None = None
         from_main(lambda: self._open_skipped(first_step), world)
         self.clock = StepClock()
-        if first_step == 0:
+        if first_step == 0 and from_main(lambda: "" if self.panels.are_drawn(self.run, step=0) else "wanted", world):
             self._draw_panels(0)
         progress = Progress("pretrain", plan.total_steps, "steps", done=first_step)
         with closing(self.log) if self.log is not None else nullcontext():
@@ -230,6 +231,8 @@ class _Loop:
                 path = self.panels.draw(self.run, refined_maps, step=done, epoch=epoch)
                 draw_curves(self.run)
                 self.log.picture(step=done, name="refined_masks", path=path)
+            with self.log.attempt("the animation of the panels"):
+                self.panels.animate(self.run, step=done)
 
     def _probe(self, done: int) -> None:
         if self.probe is None:

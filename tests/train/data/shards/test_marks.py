@@ -20,7 +20,7 @@ from train.data.shards import files as files_module
 from train.data.shards.files import ShardFiles
 from train.data.stream import SampleMaker, Slot
 from train.distributed.world import World
-from train.run.panels import Panels
+from train.run.panels.panels import Panels
 from train.run.probe import Probe
 
 FIRST = "r2o-000000.tar"
