@@ -132,6 +132,7 @@ class RunSettings(Settings):
         checkpoint_every_minutes: also so long after the last one.
         collective_timeout_minutes: a process that waits longer for the others takes them for dead, as it does
             whoever makes its batches.
+        panel_image_size: at which panels find masks: larger than in training they are finer.
         probe_every_epochs: null: never. A probe (`train.run.probe`) costs one forward pass of its images, shared by the
             ranks, in fp32: a ninth of the arithmetic that training on as many takes.
         probe_images: of the shards, for nearest neighbours. Some ten a class tell something: 20,000 for ImageNet-1K.
@@ -143,7 +144,7 @@ class RunSettings(Settings):
         {
             "local_batch_size", "accumulation", "on_other_batch", "compile", "log_every_steps",
             "checkpoint_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints",
-            "milestone_every_epochs", "panels_every_epochs", "panels_every_steps", "panel_images",
+            "milestone_every_epochs", "panels_every_epochs", "panels_every_steps", "panel_images", "panel_image_size",
             "collective_timeout_minutes", "wandb_project", "probe_every_epochs", "probe_images", "probe_masks",
             "probe_superpixels",
         }
@@ -164,6 +165,9 @@ class RunSettings(Settings):
     panels_every_epochs: Positive = 10
     panels_every_steps: Positive | None = Field(None, description="also within epochs")
     panel_images: Positive = 8
+    panel_image_size: Positive | None = Field(
+        None, description="side in pixels at which masks are found for panels; null: data.image_size"
+    )
     probe_every_epochs: Positive | None = 10
     probe_images: Positive = 1000
     probe_masks: Path | None = None
@@ -212,6 +216,8 @@ class PretrainSettings(Settings):
             size = self.data.image_size
             if size != self.data.view_size or size % 32:
                 raise ValueError(f"{self.model.backbone} needs image_size = view_size, a multiple of 32, not {size}")
+            if self.run.panel_image_size not in (None, size):
+                raise ValueError(f"{self.model.backbone} has one size, {size}; leave run.panel_image_size out")
         if self.curriculum.hold_epochs >= self.epochs:
             raise ValueError(f"curriculum.hold_epochs {self.curriculum.hold_epochs} is not below epochs {self.epochs}")
         return self

@@ -41,7 +41,7 @@ MAX_HISTORY_COLUMNS = 8
 class Panels:
     """Draws one clustering group of fixed images, evenly spaced over the shards, whenever it is asked to.
 
-    Masks are shown at the K of the epoch, and at the K that the run ends with, which can be compared over the run.
+    Masks are shown at the K of the epoch, and at the K of the last epoch, which can be compared over the run.
     """
 
     def __init__(self, reader: ShardReader, settings: PretrainSettings, device: torch.device) -> None:
@@ -57,7 +57,7 @@ class Panels:
 
     def refined_maps(self, model: R2O, *, epoch: int) -> Refined:
         """Refined maps (N, h, w) of the fixed images. Every rank must take part: batch statistics are shared."""
-        at_epoch, end = self._refined(model, epoch), self._settings.epochs
+        at_epoch, end = self._refined(model, epoch), self._settings.epochs - 1
         same = self._settings.num_clusters(epoch) == self._settings.num_clusters(end)
         return Refined(at_epoch, at_epoch if same else self._refined(model, end))
 
@@ -98,7 +98,7 @@ class Panels:
 
     def _followed(self, folder: Path, refined_maps: Refined, *, step: int, epoch: int) -> Frame:
         """The frame of the shown images, in the colours of the panel before."""
-        count, end = len(self._tiles), self._settings.epochs
+        count, end = len(self._tiles), self._settings.epochs - 1
         num_clusters = self._settings.num_clusters(epoch), self._settings.num_clusters(end)
         masks = Refined(*(maps[:count] for maps in refined_maps))
         if before := read_frames(folder, until=step - 1, images=count, most=1):
@@ -122,7 +122,7 @@ def _readable(
     reader: ShardReader, sample_id: int, settings: PretrainSettings
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Image and label maps of a sample or, where it is damaged and that is to be skipped, of the next whole one."""
-    manifest, size = reader.manifest, settings.data.image_size
+    manifest, size = reader.manifest, settings.run.panel_image_size or settings.data.image_size
     names = [*settings.data.superpixel_maps] or [MAIN_MAP]
 
     def decode(raw: RawSample, name: str) -> tuple[np.ndarray, np.ndarray]:

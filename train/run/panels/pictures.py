@@ -60,15 +60,15 @@ def over_training(
 
 
 def animation_frame(images: Sequence[np.ndarray], frame: Frame) -> Image.Image:
-    """Images, each beside its masks at the K that the run ends with."""
-    pairs = [(image, masks_over(image, labels)) for image, labels in zip(images, frame.masks.at_end, strict=False)]
+    """Images, each beside its masks at the K of the epoch: regions that merge into objects."""
+    pairs = [(image, masks_over(image, labels)) for image, labels in zip(images, frame.masks.at_epoch, strict=False)]
     rows = [
         [tile for pair in pairs[start : start + PAIRS_ACROSS] for tile in pair]
         for start in range(0, len(pairs), PAIRS_ACROSS)
     ]
-    now, last = frame.num_clusters
-    trained = f"trained at K = {now}" if frame.step else "before training"
-    return sheet(rows, [f"step {frame.step}   masks at K = {last}   ({trained})"])
+    return sheet(
+        rows, [f"step {frame.step}   K = {frame.num_clusters[0]}{'' if frame.step else '   (before training)'}"]
+    )
 
 
 def animated(frames: Sequence[Image.Image], *, form: str, most_bytes: int = MOST_BYTES) -> bytes:

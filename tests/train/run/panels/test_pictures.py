@@ -79,7 +79,7 @@ def test_the_history_shows_one_k_and_its_captions_the_other() -> None:
 
 
 def test_a_frame_of_the_animation_is_pairs_in_rows_of_four() -> None:
-    drawn, shown = animation_frame(IMAGES, frame(3)), frame(3).masks.at_end
+    drawn, shown = animation_frame(IMAGES, frame(3)), frame(3).masks.at_epoch
     assert drawn.size == (8 * (SIDE + MARGIN) + MARGIN, CAPTION_HEIGHT + 2 * (SIDE + MARGIN) + MARGIN)
     for index, image in enumerate(IMAGES):
         row, column = divmod(index, 4)

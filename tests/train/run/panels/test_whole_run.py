@@ -25,9 +25,10 @@ def test_panels_begin_at_step_0_and_a_start_that_goes_on_from_there_leaves_it(sh
     config.write_text(yaml.safe_dump(SMALL))
     finish(shards, run, config, *SHORT, "--set=pretrain.run.keep_checkpoints=3")
     frames = [frame_of(run, step) for step in (0, 3, 6, 8)]
-    # K(0) = 12, K(1) = 4 + cos(π/4)·8; and the K that the schedule ends with, in at most so many colours
-    assert [frame.num_clusters for frame in frames] == [(12, 4), (12, 4), (9, 4), (9, 4)]
-    assert all(frame.masks.at_end.max() < 4 <= frame.masks.at_epoch.max() for frame in frames)
+    # K(0) = 12, K(1) = 4 + cos(π/4)·8; and the K of the last epoch, in at most so many colours
+    assert [frame.num_clusters for frame in frames] == [(12, 9), (12, 9), (9, 9), (9, 9)]
+    assert all(frame.masks.at_end.max() < 9 for frame in frames)
+    assert frames[0].masks.at_epoch.max() >= 9
     before = {path.name: path.read_bytes() for path in (run / "panels").iterdir()}
     for checkpoint in checkpoints(run)[1:]:
         checkpoint.unlink()
