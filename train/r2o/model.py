@@ -139,20 +139,28 @@ class R2O(nn.Module):
         uniforms: Float[Tensor, "g k"],
         *,
         max_superpixels: int | None = None,
+        c4: Float[Tensor, "b c rh rw"] | None = None,
     ) -> Int[Tensor, "b rh rw"]:
-        """The refined map m of whole images, from the target's C4 (train-mode statistics, buffers left alone).
+        """The refined map m of whole images, from the target's C4.
 
         Args:
             max_superpixels: ids are below this; None: below that of the shards that are trained on.
+            c4: what `whole_c4` gave of the same images; None: it is computed.
         """
         how = self.refinement._replace(max_superpixels=max_superpixels or self.refinement.max_superpixels)
         if not how.needs_features:
             c4_size = (-(-images.shape[2] // C4_STRIDE), -(-images.shape[3] // C4_STRIDE))
             return unrefined(superpixels, how, num_clusters=uniforms.shape[1], c4_size=c4_size)
-        with batch_norm_buffers_kept(self.target):
-            c4 = self.target["backbone"].forward_c4(images)  # type: ignore[operator]
+        c4 = self.whole_c4(images) if c4 is None else c4
         with torch.autocast(c4.device.type, enabled=False):
             return refine(c4, superpixels, how, uniforms=uniforms)
+
+    @torch.no_grad()
+    def whole_c4(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c rh rw"]:
+        """The target's C4 of whole images, by train-mode statistics; batch norm's buffers are left alone."""
+        with batch_norm_buffers_kept(self.target):
+            c4: Tensor = self.target["backbone"].forward_c4(images)  # type: ignore[operator]
+        return c4
 
     def _view_masks(
         self, refined_map: Tensor | None, batch: Batch, num_masks: int, *, size: tuple[int, int]

@@ -218,6 +218,14 @@ def test_the_whole_image_pass_leaves_the_target_s_buffers_alone() -> None:
     assert not torch.equal(model.target["backbone"].bn1.running_mean, before["backbone.bn1.running_mean"])
 
 
+def test_masks_at_several_k_share_one_pass_over_the_images() -> None:
+    model, batch = small_model(), batch_of()
+    c4, other = model.whole_c4(batch.images), torch.zeros_like(batch.images)
+    for k in (4, 9):
+        alone = model.refine(batch.images, batch.superpixels, seeds(k))
+        assert torch.equal(model.refine(other, batch.superpixels, seeds(k), c4=c4), alone)
+
+
 def test_the_target_gets_no_gradient_and_starts_as_the_online_network() -> None:
     model = small_model()
     assert all(not p.requires_grad for p in model.target.parameters())

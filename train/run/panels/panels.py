@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from pipeline.artifacts.label_maps import MAIN_MAP
 from pipeline.artifacts.run_files import PANELS_FOLDER
@@ -57,9 +58,10 @@ class Panels:
 
     def refined_maps(self, model: R2O, *, epoch: int) -> Refined:
         """Refined maps (N, h, w) of the fixed images. Every rank must take part: batch statistics are shared."""
-        at_epoch, end = self._refined(model, epoch), self._settings.epochs - 1
+        c4 = model.whole_c4(self._images) if model.refinement.needs_features else None
+        at_epoch, end = self._refined(model, epoch, c4), self._settings.epochs - 1
         same = self._settings.num_clusters(epoch) == self._settings.num_clusters(end)
-        return Refined(at_epoch, at_epoch if same else self._refined(model, end))
+        return Refined(at_epoch, at_epoch if same else self._refined(model, end, c4))
 
     def are_drawn(self, run: Path, *, step: int) -> bool:
         """Whether the panel of a step is there."""
@@ -90,11 +92,11 @@ class Panels:
         write_atomic(path, animated(frames, form=form))
         return path
 
-    def _refined(self, model: R2O, epoch: int) -> np.ndarray:
+    def _refined(self, model: R2O, epoch: int, c4: Tensor | None) -> np.ndarray:
         num_clusters = self._settings.num_clusters(epoch)
         uniforms = seeding_uniforms(num_clusters, seed=self._settings.seed, step=0, first_group=0, num_groups=1)
         superpixels = torch.from_numpy(self._superpixels_of(epoch)).to(self._device)
-        return model.refine(self._images, superpixels, uniforms.to(self._device)).cpu().numpy()
+        return model.refine(self._images, superpixels, uniforms.to(self._device), c4=c4).cpu().numpy()
 
     def _followed(self, folder: Path, refined_maps: Refined, *, step: int, epoch: int) -> Frame:
         """The frame of the shown images, in the colours of the panel before."""
