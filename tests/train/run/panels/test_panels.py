@@ -51,6 +51,23 @@ def test_panels_show_the_maps_of_the_epoch_and_of_the_end(
             assert np.array_equal(painted, label_map[8::16, 8::16])  # the ids at the centres of C4's cells
 
 
+def test_masks_of_panels_have_a_size_of_their_own(mapped_shards: Path) -> None:
+    finer = SETTINGS.model_copy(update={"run": SETTINGS.run.model_copy(update={"panel_image_size": 96})})
+    manifest = Manifest.read(mapped_shards)
+    reader = open_shards(str(mapped_shards), manifest, SETTINGS.data)
+    model = build_model(SETTINGS, max_superpixels=max_superpixels(manifest, SETTINGS))
+    shapes = [
+        one.at_epoch.shape for one in (Panels(reader, s, CPU).refined_maps(model, epoch=0) for s in (SETTINGS, finer))
+    ]
+    assert shapes == [(4, 4, 4), (4, 6, 6)]  # C4 of 64 px and of 96
+
+
+def test_a_vit_has_no_other_size_for_panels() -> None:
+    vit = {"model": {"backbone": "vit_s_16"}, "run": {"panel_image_size": 448}}
+    with pytest.raises(ValueError, match=r"vit_s_16 has one size, 224; leave run\.panel_image_size out"):
+        PretrainSettings.model_validate(vit)
+
+
 def maps(seed: int) -> Refined:
     rng = np.random.default_rng(seed)
     return Refined(rng.integers(0, 32, (4, 4, 4)), rng.integers(0, 4, (4, 4, 4)))
