@@ -22,20 +22,11 @@ def command_of(stage: Stage) -> list[str]:
     return [sys.executable, "-m", *ranks, *program]
 
 
-# How often OpenMP's threads look again before they sleep, tens of microseconds. By libgomp's 300,000 they burn the core
-# on which what they wait for would be computed, where another program holds one; without any, each of the thousand
-# small operations of a step begins with a wake-up. `make bench-train` has the speeds of all three.
-BRIEF_SPIN = {"GOMP_SPINCOUNT": "10000"}
-
-
 def environment_of(stage: Stage) -> dict[str, str]:
-    """This process's environment, and of OpenMP's variables those that it does not set.
-
-    OMP_NUM_THREADS is the stage's share of the cores.
-    """
+    """This process's environment, with OMP_NUM_THREADS set to the stage's share of the cores unless it is set."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = stage.resources.threads or max(1, cores // stage.resources.processes)
-    return {"OMP_NUM_THREADS": str(threads), **BRIEF_SPIN, "PYTHONUNBUFFERED": "1", **os.environ}
+    return {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **os.environ}
 
 
 def start(stage: Stage) -> int:

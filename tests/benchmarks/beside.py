@@ -1,9 +1,9 @@
-"""A run's speed alone and beside a program that keeps a core busy, by how long threads spin before they sleep.
+"""A run's speed alone and beside a program that keeps a core busy, by processes and their threads.
 
 python -m tests.benchmarks.train --only beside
 
-On the CPU alone. OpenMP's threads spin while they wait for each other. Where another program holds one of the cores,
-what they wait for comes late, and they burn their own. Sleeping costs a wake-up for each small operation.
+On the CPU alone. OpenMP's threads wait for each other at the end of each operation. Where another program holds one of
+the cores, all wait for the thread that shares it.
 """
 
 from __future__ import annotations
@@ -16,29 +16,23 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pipeline.launchers.local import BRIEF_SPIN
-
 BUSY = "while True: pass"
-WAITS = {
-    "long spin": {"GOMP_SPINCOUNT": "300000"},
-    "brief spin": BRIEF_SPIN,
-    "no spin": {"GOMP_SPINCOUNT": "0"},
-}
+NO_SPIN = {"GOMP_SPINCOUNT": "0"}
 Train = Callable[[Path, int, dict[str, str]], float]
 
 
 def beside(scratch: Path, rounds: int, train: Train) -> None:
-    """One process with a thread a core, and a process a core with one thread each; alone and beside one busy program.
+    """One process with many threads, and a process a core with one thread each; alone and beside one busy program.
 
     Args:
         train: (new folder, processes, environment) → images/s of a whole run.
     """
     cores = num_cores()
-    cases = {
-        f"{processes} of {threads} threads, {wait}": (processes, {"OMP_NUM_THREADS": str(threads), **environment})
-        for processes, threads in ((1, cores), (cores, 1))
-        for wait, environment in WAITS.items()
-        if processes == 1 or wait == "brief spin"
+    cases: dict[str, tuple[int, dict[str, str]]] = {
+        f"1 process, {cores} threads": (1, {"OMP_NUM_THREADS": str(cores)}),
+        f"1 process, {cores} threads that sleep at once": (1, {"OMP_NUM_THREADS": str(cores), **NO_SPIN}),
+        "1 process, a core left free": (1, {"OMP_NUM_THREADS": str(max(1, cores - 1))}),
+        f"{cores} processes, 1 thread": (cores, {"OMP_NUM_THREADS": "1"}),
     }
     rates: dict[tuple[str, bool], list[float]] = {}
     for number in range(rounds):

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,17 @@ from preprocess.shards.make_one import make_shard
 from preprocess.shards.plan import Plan
 from preprocess.sources.list_images import list_images
 from train.models import backbone
+
+# Settings of `pretrain` that make a run of a few seconds.
+SMALL_RUN: dict[str, Any] = {
+    "epochs": 1,
+    "global_batch_size": 16,
+    "data": {"image_size": 64, "view_size": 64, "num_workers": 0},
+    "augment": {"blur_kernel_size": 5},
+    "model": {"backbone": "resnet18", "head_hidden_size": 8, "projection_size": 4},
+    "refine": {"clustering_group_size": 8},
+    "curriculum": {"initial_num_clusters": 8, "hold_epochs": 0},
+}
 
 
 def write_images(folder: Path, *, count: int, seed: int = 0) -> None:

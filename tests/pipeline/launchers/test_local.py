@@ -63,13 +63,6 @@ def test_threads_are_the_share_of_the_cores_unless_set(folder: Path, monkeypatch
     assert local.environment_of(stage(folder, "0"))["OMP_NUM_THREADS"] == "5"
 
 
-def test_threads_that_wait_soon_sleep_unless_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    assert local.environment_of(stage(folder, "0"))["GOMP_SPINCOUNT"] == "10000"
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    assert local.environment_of(stage(folder, "0"))["GOMP_SPINCOUNT"] == "7"
-
-
 @pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_the_stage_once_and_its_answer_is_the_exit_code(folder: Path, number: int) -> None:

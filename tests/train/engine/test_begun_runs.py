@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from pipeline.foundation.errors import exit_code_of
+from tests.train.conftest import SMALL_RUN
 from train import pretrain
 from train.engine.checkpoint import Checkpoints, checkpoints, read_checkpoint
 from train.models import backbone
@@ -21,13 +22,7 @@ from train.run.log import read_log
 
 pytestmark = [pytest.mark.usefixtures("shallow"), pytest.mark.processes]  # run.json asks git for the commit
 SETTINGS = {
-    "epochs": 1,
-    "global_batch_size": 16,
-    "data": {"image_size": 64, "view_size": 64, "num_workers": 0},
-    "augment": {"blur_kernel_size": 5},
-    "model": {"backbone": "resnet18", "head_hidden_size": 8, "projection_size": 4},
-    "refine": {"clustering_group_size": 8},
-    "curriculum": {"initial_num_clusters": 8, "hold_epochs": 0},
+    **SMALL_RUN,
     "optim": {"warmup_epochs": 0.5},
     "run": {"log_every_steps": 1, "panel_images": 1, "probe_every_epochs": None, "checkpoint_every_steps": 2},
 }

@@ -14,6 +14,7 @@ import yaml
 
 from pipeline.foundation.errors import exit_code_of
 from pipeline.foundation.settings import apply_overrides
+from tests.train.conftest import SMALL_RUN
 from train import pretrain
 from train.config.batches import plan_batches
 from train.config.pretrain import PretrainSettings
@@ -86,13 +87,7 @@ def test_host_memory_is_the_readers_first_where_a_gpu_computes(monkeypatch: pyte
 
 
 SMALL = {
-    "epochs": 1,
-    "global_batch_size": 16,
-    "data": {"image_size": 64, "view_size": 64, "num_workers": 0},
-    "augment": {"blur_kernel_size": 5},
-    "model": {"backbone": "resnet18", "head_hidden_size": 8, "projection_size": 4},
-    "refine": {"clustering_group_size": 8},
-    "curriculum": {"initial_num_clusters": 8, "hold_epochs": 0},
+    **SMALL_RUN,
     "run": {"panel_images": 1, "checkpoint_every_steps": 1, "probe_images": 16},
 }
 PASSES = "go on with pretrain.run.accumulation=2 (of 8 images in place of 16; batch norm sees one pass)"

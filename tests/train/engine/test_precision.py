@@ -10,6 +10,7 @@ import yaml
 
 from pipeline.estimates.cost import cost_rows, device_memory
 from pipeline.foundation.errors import exit_code_of
+from tests.train.conftest import SMALL_RUN
 from train import pretrain
 from train.config.batches import plan_batches
 from train.config.pretrain import PretrainSettings
@@ -84,13 +85,7 @@ def test_a_dry_run_takes_it_for_the_accelerators_bf16() -> None:
 
 
 SMALL = {
-    "epochs": 1,
-    "global_batch_size": 16,
-    "data": {"image_size": 64, "view_size": 64, "num_workers": 0},
-    "augment": {"blur_kernel_size": 5},
-    "model": {"backbone": "resnet18", "head_hidden_size": 8, "projection_size": 4},
-    "refine": {"clustering_group_size": 8},
-    "curriculum": {"initial_num_clusters": 8, "hold_epochs": 0},
+    **SMALL_RUN,
     "run": {"precision": "auto", "panel_images": 1, "probe_every_epochs": None, "checkpoint_every_steps": 2},
 }
 

@@ -14,6 +14,7 @@ import yaml
 
 from pipeline.artifacts.manifest import Manifest
 from pipeline.foundation.errors import AgreedError
+from tests.train.conftest import SMALL_RUN
 from train.config.pretrain import PretrainSettings
 from train.distributed.world import World
 from train.engine import same_job
@@ -22,13 +23,7 @@ from train.engine.same_job import code_digest, disagreement, identity_of, requir
 
 ROOT = Path(__file__).parents[3]
 SMALL: dict[str, Any] = {
-    "epochs": 1,
-    "global_batch_size": 16,
-    "data": {"image_size": 64, "view_size": 64, "num_workers": 0},
-    "augment": {"blur_kernel_size": 5},
-    "model": {"backbone": "resnet18", "head_hidden_size": 8, "projection_size": 4},
-    "refine": {"clustering_group_size": 8},
-    "curriculum": {"initial_num_clusters": 8, "hold_epochs": 0},
+    **SMALL_RUN,
     "run": {"log_every_steps": 1, "panel_images": 1, "probe_every_epochs": None},
 }
 
