@@ -38,12 +38,13 @@ def kmeans(
         uniforms: random numbers in [0, 1), one per centre to seed (K is their count); see `seeding_uniforms`.
         iterations: Lloyd iterations; a group that has converged is frozen: further ones change no bit of it.
     """
-    rows = torch.where(valid.unsqueeze(2), rows.float(), 0.0)
+    rows = torch.where(valid.unsqueeze(2), rows.float(), rows.new_zeros((), dtype=torch.float32))
     norms = rows.square().sum(2)
     centres = _seed_centres(rows, valid, uniforms)
+    present = valid.to(rows.dtype)
     for _ in range(iterations):
         distance, assignment = _nearest(rows, centres, norms)
-        centres = _update_centres(rows, valid, centres, assignment, distance)
+        centres = _update_centres(rows, present, centres, assignment, distance)
     distance, assignment = _nearest(rows, centres, norms)
     return Clusters(centres, assignment, (distance * valid).sum(1))
 
@@ -55,7 +56,7 @@ def _nearest(rows: Tensor, centres: Tensor, norms: Tensor) -> tuple[Tensor, Tens
     least, assignment = partial.min(2)
     scale = norms + centre_norms.gather(1, assignment)
     distance = least + norms
-    return torch.where(distance < RELATIVE_ZERO * scale, 0.0, distance), assignment
+    return distance.masked_fill_(distance < RELATIVE_ZERO * scale, 0.0), assignment
 
 
 def nearest_centre(rows: Float[Tensor, "g n c"], centres: Float[Tensor, "g k c"]) -> Int[Tensor, "g n"]:
@@ -95,23 +96,25 @@ def _seed_centres(rows: Tensor, valid: Tensor, uniforms: Tensor) -> Tensor:
     sample, present = _even_sample(valid, uniforms[:, 0], max(SEEDING_ROWS, SEEDING_ROWS_PER_CLUSTER * num_clusters))
     candidates = rows[group, sample]
     distances = squared_distances(candidates, candidates)
-    drawn = _draw(present.double(), uniforms[:, :1], CANDIDATES_PER_CENTRE)
+    # where every distance is 0, this term alone draws evenly among the rows there are
+    even = present * torch.finfo(torch.float64).tiny
+    beginnings, places = uniforms.double(), torch.arange(CANDIDATES_PER_CENTRE * num_clusters, device=rows.device)
+    drawn = _draw(present.double(), beginnings[:, :1], places[:CANDIDATES_PER_CENTRE])
     least = (distances[group, drawn] * present.unsqueeze(1)).sum(2).argmin(1, keepdim=True)
-    chosen = drawn.gather(1, least)
-    nearest = distances[group, chosen].squeeze(1) * present
-    while (count := chosen.shape[1]) < num_clusters:
+    chosen, count = [drawn.gather(1, least)], 1
+    nearest = distances[group, chosen[0]].squeeze(1) * present
+    zero = nearest.new_zeros(())
+    while count < num_clusters:
         added = min(max(1, count // CENTRES_PER_NEW), num_clusters - count)
-        # where every distance is 0, the second term alone draws evenly among the rows there are
-        weights = nearest.double() + present * torch.finfo(torch.float64).tiny
-        drawn = _draw(weights, uniforms[:, count : count + 1], CANDIDATES_PER_CENTRE * added)
+        place = places[: CANDIDATES_PER_CENTRE * added]
+        drawn = _draw(nearest + even, beginnings[:, count : count + 1], place)
         after, owner = distances[group, drawn].min(1)
-        gained = (nearest - after).clamp(min=0).unsqueeze(1)
-        place = torch.arange(drawn.shape[1], device=rows.device).view(1, -1, 1)
-        gain = torch.where(owner.unsqueeze(1) == place, gained, 0.0).sum(2)
-        kept = drawn.gather(1, gain.topk(added, dim=1).indices)
-        nearest = torch.minimum(nearest, distances[group, kept].amin(1))
-        chosen = torch.cat([chosen, kept], 1)
-    return candidates[group, chosen]
+        gained = (nearest - after).clamp_(min=0).unsqueeze(1)
+        gain = torch.where(owner.unsqueeze(1) == place.view(1, -1, 1), gained, zero).sum(2)
+        chosen.append(drawn.gather(1, gain.topk(added, dim=1).indices))
+        nearest = torch.minimum(nearest, distances[group, chosen[-1]].amin(1))
+        count += added
+    return candidates[group, torch.cat(chosen, 1)]
 
 
 def _even_sample(valid: Tensor, start: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -125,29 +128,31 @@ def _even_sample(valid: Tensor, start: Tensor, count: int) -> tuple[Tensor, Tens
     return torch.searchsorted(cumulated, rank, right=True).clamp(max=valid.shape[1] - 1), rank < total
 
 
-def _draw(weights: Tensor, uniform: Tensor, count: int) -> Tensor:
-    """Per group, `count` indices (g, count) drawn with probability ∝ weights (g, n), evenly spaced in their cumulated
-    sum from a random beginning (g, 1): no row is drawn twice unless its share is above 1 / count.
+def _draw(weights: Tensor, beginning: Tensor, places: Tensor) -> Tensor:
+    """Per group, an index (g, m) for each of m places, drawn with probability ∝ weights (g, n), evenly spaced in their
+    cumulated sum from a random beginning (g, 1): no row is drawn twice unless its share is above 1 / m.
     """
     cumulated = weights.cumsum(1)
-    place = (torch.arange(count, device=weights.device) + uniform.double()) / count
-    return torch.searchsorted(cumulated, place * cumulated[:, -1:], right=True).clamp(max=weights.shape[1] - 1)
+    at = (places + beginning) / len(places)
+    return torch.searchsorted(cumulated, at * cumulated[:, -1:], right=True).clamp_(max=weights.shape[1] - 1)
 
 
-def _update_centres(rows: Tensor, valid: Tensor, centres: Tensor, assignment: Tensor, distance: Tensor) -> Tensor:
-    """Means of the assigned rows (invalid ones are zero). Empty clusters move to the farthest rows, one each, while any
-    are off a centre.
+def _update_centres(rows: Tensor, present: Tensor, centres: Tensor, assignment: Tensor, distance: Tensor) -> Tensor:
+    """Means of the assigned rows. Empty clusters move to the farthest rows, one each, while any are off a centre.
+
+    Args:
+        present: 1 for a valid row, else 0, which is what an invalid row holds.
     """
     num_clusters = centres.shape[1]
     members = rows.new_zeros(*assignment.shape, num_clusters)
-    members.scatter_(2, assignment.unsqueeze(2), valid.to(rows.dtype).unsqueeze(2))
+    members.scatter_(2, assignment.unsqueeze(2), present.unsqueeze(2))
     counts = members.sum(1)
     # On a CPU the product would cost as much as the distances; on a GPU it is fast and always adds in the same order.
     sum_up = _sums_by_row if rows.device.type == "cpu" else _sums_by_product
-    means = sum_up(rows, members, assignment) / counts.clamp(min=1).unsqueeze(2)
+    means = sum_up(rows, members, assignment) / counts.unsqueeze(2)  # not finite where there is no member
     empty = counts == 0
-    far_distance, far_row = torch.where(valid, distance, 0.0).topk(min(num_clusters, rows.shape[1]), dim=1)
-    rank = (empty.cumsum(1) - 1).clamp(0, far_row.shape[1] - 1)
+    far_distance, far_row = (distance * present).topk(min(num_clusters, rows.shape[1]), dim=1)
+    rank = empty.cumsum(1).sub_(1).clamp_(0, far_row.shape[1] - 1)
     reseeded = rows.gather(1, far_row.gather(1, rank).unsqueeze(2).expand_as(centres))
     off_centre = (far_distance.gather(1, rank) > 0).unsqueeze(2)
     return torch.where(empty.unsqueeze(2), torch.where(off_centre, reseeded, centres), means)

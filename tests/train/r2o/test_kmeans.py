@@ -201,7 +201,7 @@ def test_empty_clusters_move_to_the_farthest_rows_one_each() -> None:
     centres = torch.tensor([[[0.0, 0.5], [-30.0, 0.0], [-30.0, 1.0]]])
     distance, assignment = squared_distances(rows, centres).min(2)
     assert assignment[0, :4].tolist() == [0, 0, 0, 0]
-    moved = _update_centres(rows, valid, centres, assignment, distance)
+    moved = _update_centres(rows, valid.float(), centres, assignment, distance)
     assert moved[0].tolist() == [[2.25, 2.0], [9.0, 0.0], [0.0, 7.0]]
 
 
