@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 from tests.gpu.places import DRY
 from tests.gpu.telling import tell
@@ -47,14 +46,14 @@ def rank_main(precision: str) -> None:
 
     from tests.gpu.device import DEVICE, host_waits, wait
     from tests.gpu.trainer import Trainer, settings_of
-    from train.distributed.replicas import distribute
     from train.distributed.world import World
+    from train.engine.build import distributed
 
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo")
     world = World(rank, 2, DEVICE)
     trainer = Trainer(settings_of(16 if DRY else 64, 16, run={"precision": precision}), world)
-    trainer.training = replace(trainer.training, model=distribute(trainer.training.model, world))
+    trainer.training = distributed(trainer.training)
     trainer.step()
     with host_waits() as where:
         began = time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from train.config.batches import BatchPlan
 from train.config.pretrain import ObjectiveSettings, PretrainSettings, RefineSettings
+from train.distributed.batch_norm import statistics_by_part
 from train.distributed.collectives import gather_rows
+from train.distributed.replicas import distribute
 from train.distributed.world import World
 from train.engine.lars import LARS
 from train.models.backbone import build_backbone
@@ -45,7 +47,7 @@ def build_training(
     max_superpixels: int,
     init: Mapping[str, Tensor] | None = None,
 ) -> Training:
-    """A run at its beginning, on this rank alone; `distribute` its model once its state is the ranks' common one."""
+    """A run at its beginning, on this rank alone; make it `distributed` once its state is the ranks' common one."""
     assert settings.run.precision != "auto", "settle_precision comes first"
     _set_tf32(settings.run.precision == "tf32")
     r2o = build_model(settings, max_superpixels=max_superpixels, init=init).to(world.device).train()
@@ -54,6 +56,14 @@ def build_training(
     r2o.gather = lambda values: Everywhere(*gather_rows(values, world))
     scaler = GradScaler(world.device.type) if settings.run.precision == "fp16" else None
     return Training(r2o, build_optimizer(r2o, settings), settings, plan, world, scaler)
+
+
+def distributed(training: Training) -> Training:
+    """The same over all ranks of its world, where it is not yet; unchanged in a world of one."""
+    if training.world.size == 1:
+        return training
+    unwrapped(training.model).by_part = statistics_by_part
+    return replace(training, model=distribute(training.model, training.world))
 
 
 def compile_backbones(model: R2O) -> None:

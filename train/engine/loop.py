@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import replace
 
 import torch
 
@@ -21,9 +20,8 @@ from train.data.shards.reader import Skipped
 from train.data.shards.skipped import SkippedLog, require_few_skipped
 from train.distributed.collectives import from_main, sum_over_ranks, texts_of_all
 from train.distributed.environment import node_ranks
-from train.distributed.replicas import distribute
 from train.distributed.world import World
-from train.engine.build import Training, build_training, compile_backbones, unwrapped
+from train.engine.build import Training, build_training, compile_backbones, distributed, unwrapped
 from train.engine.checkpoint import Checkpoints, checkpoints, resume
 from train.engine.job import Job, what_starts
 from train.engine.memory import run_memory_named
@@ -73,8 +71,7 @@ def pretrain(job: Job, world: World, request: StopRequest) -> int:
                     say(f"pretrain: {line}")
             if settings.run.compile:
                 compile_backbones(unwrapped(training.model))
-            training = replace(training, model=distribute(training.model, world))
-            loop = _Loop(job, training, saved, request)
+            loop = _Loop(job, distributed(training), saved, request)
         return loop.train(first_step)
 
 

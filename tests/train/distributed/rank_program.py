@@ -2,13 +2,17 @@
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
+from torch import nn
 
 from pipeline.foundation.settings import load_settings
 from train.config.pretrain import ObjectiveSettings, PretrainSettings, RefineSettings
+from train.distributed import batch_norm
+from train.distributed.batch_norm import GlobalBatchNorm, statistics_by_part
 from train.distributed.collectives import sum_over_ranks
-from train.distributed.replicas import GlobalBatchNorm, distribute
+from train.distributed.replicas import distribute
 from train.distributed.world import World, world_from_environment
 from train.engine.build import objective_of, refinement_of
 from train.engine.job import check_job
@@ -18,26 +22,91 @@ from train.models.heads import Head
 from train.r2o.model import R2O, Batch
 from train.run.stopping import StopRequest
 
-ROWS = {"uneven": (5, 3), "one": (4, 1), "none": (6, 0), "single": (1, 0), "empty": (0, 0)}
+# rows of both ranks, in how many parts
+ROWS = {
+    "uneven": ((5, 3), 1),
+    "one": ((4, 1), 1),
+    "none": ((6, 0), 1),
+    "single": ((1, 0), 1),
+    "empty": ((0, 0), 1),
+    "two parts": ((6, 4), 2),
+    "two parts on one rank": ((0, 8), 2),
+    "images": ((4, 4), 1, True),
+    "two parts of images": ((4, 4), 2, True),
+}
+
+HALF = {"half": ((40, 24), 1), "half, none": ((6, 0), 1)}
 
 
-def batch_norm_case(rank: int, rows: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Forward and backward of this rank's rows through a global batch norm."""
+def reduced(g, x, mean, inverse_std, weight, *_):  # type: ignore[no-untyped-def]
+    """torch.batch_norm_backward_reduce, which is for CUDA alone, as its documentation has it."""
+    by_channel = [axis for axis in range(x.dim()) if axis != 1]
+    shape = (1, -1, *(1 for _ in range(2, x.dim())))
+    total = g.float().sum(by_channel)
+    total_xmu = (g * (x - mean.view(shape))).float().sum(by_channel)
+    return total, total_xmu, total_xmu * inverse_std, total
+
+
+def by_element(g, x, mean, inverse_std, weight, total, total_xmu, count):  # type: ignore[no-untyped-def]
+    """torch.batch_norm_backward_elemt, likewise."""
+    assert count.dtype == torch.int32
+    shape = (1, -1, *(1 for _ in range(2, x.dim())))
+    rows = count.sum()
+    slope = inverse_std**2 * total_xmu / rows
+    rest = g - (total / rows).view(shape) - (x - mean.view(shape)) * slope.view(shape)
+    return (rest * (inverse_std * weight).view(shape)).to(x.dtype)
+
+
+def batch_norm_case(
+    rank: int, rows: tuple[int, int], parts: int, images: bool = False, *, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
+    """Forward and backward of this rank's rows, of every part, through a global batch norm."""
     generator = torch.Generator().manual_seed(0)
-    everything = torch.randn(sum(rows), 4, 3, generator=generator)
-    weights = torch.randn(sum(rows), 4, 3, generator=generator)
+    shape = (sum(rows), 4, 3, 2) if images else (sum(rows), 4, 3)
+    everything, weights = ((2 + torch.randn(shape, generator=generator)).to(dtype) for _ in range(2))
     norm = GlobalBatchNorm(4)
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([1.0, 2.0, -1.0, 0.5]))
         norm.bias.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0]))
-    mine = slice(0, rows[0]) if rank == 0 else slice(rows[0], None)
-    x = everything[mine].clone().requires_grad_()
-    out = norm(x)
+    mine = [i for i in range(sum(rows)) if (i % (sum(rows) // parts) < rows[0] // parts) == (rank == 0)]
+    x = everything[mine].clone()
+    x = (x.contiguous(memory_format=torch.channels_last) if images else x).requires_grad_()
+    with statistics_by_part(norm, parts):
+        out = norm(x)
     (out * weights[mine]).sum().backward()
     return {
-        "out": out.detach(), "grad": x.grad, "weight_grad": norm.weight.grad, "bias_grad": norm.bias.grad,
-        "running_mean": norm.running_mean, "running_var": norm.running_var,
+        "rows": torch.tensor(mine), "out": out.detach(), "grad": x.grad,
+        "weight_grad": norm.weight.grad, "bias_grad": norm.bias.grad,
+        "running_mean": norm.running_mean, "running_var": norm.running_var, "batches": norm.num_batches_tracked,
     }  # fmt: skip
+
+
+def batch_norm_cases(rank: int) -> dict[str, dict[str, torch.Tensor]]:
+    """All of them by the kernels of a CPU, by those of CUDA, and in torch.compile; one with half precision."""
+    cases = {name: batch_norm_case(rank, *rows) for name, rows in ROWS.items()}
+    for name, rows in HALF.items():
+        cases[name] = batch_norm_case(rank, *rows, dtype=torch.bfloat16)
+    fake = {"batch_norm_backward_reduce": reduced, "batch_norm_backward_elemt": by_element}
+    with patch.multiple(torch, **fake), patch.object(batch_norm, "_is_on_cuda", lambda x: True):
+        cases |= {f"{name}, as on CUDA": batch_norm_case(rank, *rows) for name, rows in ROWS.items()}
+    with patch.object(torch.compiler, "is_compiling", lambda: True):
+        cases |= {f"{name}, as compiled": batch_norm_case(rank, *rows) for name, rows in ROWS.items()}
+    return cases
+
+
+def compiled_case(rank: int) -> dict[str, torch.Tensor]:
+    """What torch.compile, without any break of its graph, changes about a layer with two parts; all are differences."""
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Conv2d(3, 4, 3), GlobalBatchNorm(4), nn.ReLU())
+    x, found = torch.randn(8, 3, 6, 6)[4 * rank : 4 * rank + 4], []
+    for function in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+        layer.zero_grad()
+        mine = x.clone().requires_grad_()
+        with statistics_by_part(layer, 2):
+            out = function(mine)
+        out.square().sum().backward()
+        found.append([out.detach(), mine.grad, *(p.grad.clone() for p in layer.parameters())])
+    return {str(i): (a - b).abs().max() for i, (a, b) in enumerate(zip(*found, strict=True))}
 
 
 def masks_case(world: World, valid_on_the_second: int) -> dict[str, torch.Tensor]:
@@ -81,8 +150,8 @@ def main() -> None:
         uneven = {count: masks_case(world, count) for count in (0, 1)}
         torch.save(uneven, out / f"masks-{world.rank}.pt")
         if world.size > 1:
-            cases = {name: batch_norm_case(world.rank, rows) for name, rows in ROWS.items()}
-            torch.save(cases, out / f"batch-norm-{world.rank}.pt")
+            torch.save(compiled_case(world.rank), out / f"compiled-{world.rank}.pt")
+            torch.save(batch_norm_cases(world.rank), out / f"batch-norm-{world.rank}.pt")
         job = check_job(
             settings, shards=str(shards), run=out / "run", num_ranks=world.size, node_ranks=range(world.size)
         )
