@@ -5,13 +5,13 @@ from typing import NamedTuple
 PACKAGES = ("pipeline", "preprocess", "train")
 GROUND = ("pipeline.artifacts", "pipeline.foundation")
 METHOD_ARROWS = {
-    "masks": set(),
+    "masks": {"precision"},
     "kmeans": set(),
     "schedules": set(),
-    "loss": set(),
+    "loss": {"precision"},
     "ema": set(),
-    "refine": {"masks", "kmeans"},
-    "model": {"masks", "kmeans", "schedules", "loss", "refine"},
+    "refine": {"masks", "kmeans", "precision"},
+    "model": {"masks", "kmeans", "schedules", "loss", "refine", "batch_norms"},
 }
 
 

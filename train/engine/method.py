@@ -36,7 +36,7 @@ def forward_pass(training: Training, batch: Batch, *, step: int, pass_number: in
     dtype = AUTOCAST.get(settings.run.precision)
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         mask_uniforms = _mask_uniforms(step, first_group, settings, plan, device)
-        output: Output = training.model(batch, uniforms.to(device), mask_uniforms)
+        output: Output = training.model(batch, _sent(uniforms, device), mask_uniforms)
     return output
 
 
@@ -69,4 +69,9 @@ def _mask_uniforms(
         np.random.default_rng([settings.seed, step, group, 1]).random(shape, dtype=np.float32)
         for group in range(first_group, first_group + _groups(settings, plan))
     ]
-    return torch.from_numpy(np.concatenate(drawn)).to(device)
+    return _sent(torch.from_numpy(np.concatenate(drawn)), device)
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """On the device. The host does not wait: from pinned memory a copy is queued like a kernel."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)

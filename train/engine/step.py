@@ -184,9 +184,9 @@ def _pass(training: Training, local_batch: LocalBatch, number: int, step: int, *
     counted = [len(local_batch.host.skipped), int(asks_to_stop and number == 0)]
     local = [output.loss_sum, output.num_masks, output.valid.sum(), output.clusters_in_use.sum()]
     values = torch.stack([value.detach().double() for value in local])
-    counts = torch.tensor(counted, dtype=values.dtype).to(values.device)
-    sums = _Sums(*sum_over_ranks(torch.cat([values, counts]), world).unbind())
-    over = sums.masks.clamp(min=1) if plan.accumulation == 1 else values.new_tensor(plan.global_batch_size)
+    counts = [values.new_full((1,), float(count)) for count in counted]  # filled in there: a copy would be waited for
+    sums = _Sums(*sum_over_ranks(torch.cat([values, *counts]), world).unbind())
+    over = sums.masks.clamp(min=1) if plan.accumulation == 1 else values.new_full((), plan.global_batch_size)
     loss = output.loss_sum * (world.size / over).to(output.loss_sum.dtype)
     (loss if scaler is None else scaler.scale(loss)).backward()
     return _Part(local_batch, output, sums)
@@ -200,7 +200,8 @@ def _gradient_norm(training: Training, num_masks: Tensor) -> Tensor:
     gradients = [p.grad for p in training.model.parameters() if p.grad is not None]
     if plan.accumulation > 1:
         torch._foreach_mul_(gradients, (plan.global_batch_size / num_masks.clamp(min=1)).float())
-    return torch.nn.utils.get_total_norm(gradients)
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norm
 
 
 def _culprits(training: Training, parts: Sequence[_Part], step: int) -> list[Culprit]:

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from train.r2o.precision import at_least_float, full_precision
+
 INFINITY = 1e9  # taken from a logit that is no negative
 
 
@@ -57,23 +59,24 @@ def contrastive_loss_sum(
         targets: of both views; the target network's projections (DetCon-B) or the online one's own (NT-Xent, A.4).
         gather: the targets of all ranks.
     """
-    queries = [F.normalize(at_least_float(p), dim=2) for p in predictions]
-    everywhere = [gather(F.normalize(at_least_float(t), dim=2)) for t in targets]
-    total = queries[0].new_zeros(())
-    for view in (0, 1):
-        other = 1 - view
-        same = [mask_ids[view].unsqueeze(2) == mask_ids[v].unsqueeze(1) for v in (other, view)]  # b n n
-        logits = [_logits(queries[view], everywhere[v], temperature) for v in (other, view)]  # b n B n
-        first = everywhere[view].first
-        positive = _on_own_image(logits[0], same[0], first)
-        excluded = _on_own_image(logits[1], same[1], first)
-        both = torch.cat([logits[0].flatten(2), (logits[1] - INFINITY * excluded).flatten(2)], 2)
-        count = positive.flatten(2).sum(2)
-        log_share = both.log_softmax(2)[:, :, : positive.flatten(2).shape[2]]
-        cross_entropy = -(positive.flatten(2) * log_share).sum(2) / count.clamp(min=1)
-        weight = (count > 0) / same[1].sum(2)
-        total = total + (weight * cross_entropy).sum()
-    return total
+    with full_precision(predictions[0]):
+        queries = [F.normalize(at_least_float(p), dim=2) for p in predictions]
+        everywhere = [gather(F.normalize(at_least_float(t), dim=2)) for t in targets]
+        total = queries[0].new_zeros(())
+        for view in (0, 1):
+            other = 1 - view
+            same = [mask_ids[view].unsqueeze(2) == mask_ids[v].unsqueeze(1) for v in (other, view)]  # b n n
+            logits = [_logits(queries[view], everywhere[v], temperature) for v in (other, view)]  # b n B n
+            first = everywhere[view].first
+            positive = _on_own_image(logits[0], same[0], first)
+            excluded = _on_own_image(logits[1], same[1], first)
+            both = torch.cat([logits[0].flatten(2), (logits[1] - INFINITY * excluded).flatten(2)], 2)
+            count = positive.flatten(2).sum(2)
+            log_share = both.log_softmax(2)[:, :, : positive.flatten(2).shape[2]]
+            cross_entropy = -(positive.flatten(2) * log_share).sum(2) / count.clamp(min=1)
+            weight = (count > 0) / same[1].sum(2)
+            total = total + (weight * cross_entropy).sum()
+        return total
 
 
 def _logits(queries: Tensor, everywhere: Everywhere, temperature: float) -> Tensor:
@@ -86,8 +89,3 @@ def _on_own_image(logits: Tensor, same: Tensor, first: int) -> Tensor:
     here = torch.arange(len(same), device=same.device)
     result[here, :, first + here] = same.to(result.dtype)
     return result
-
-
-def at_least_float(values: Tensor) -> Tensor:
-    """Half precisions as float32; float64 stays."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

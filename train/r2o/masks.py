@@ -6,12 +6,15 @@ Every map covers the unit square of its image (see pipeline.artifacts.sample), w
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+
+from train.r2o.precision import at_least_float, full_precision
 
 MIN_VALID_AREA = 1e-3  # cells; a mask with less area in a view is not in that view
 
@@ -41,6 +44,7 @@ def cell_areas(label_map: Int[Tensor, "b h w"], num_labels: int, grid: tuple[int
     return areas.view(batch, num_labels, *grid)
 
 
+@lru_cache(maxsize=16)  # a run has few sizes
 def _cells_of_pixels(size: int, cells: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
     """The one or two cells that each pixel of an axis lies in, each with the pixel's share of that cell.
 
@@ -58,12 +62,15 @@ def _cells_of_pixels(size: int, cells: int, device: torch.device) -> list[tuple[
 def mask_pool(features: Float[Tensor, "b c h w"], masks: Float[Tensor, "b m h w"], *, min_area: float = 0.0) -> Pooled:
     """Average features within each (soft) mask, by its true area (Section 3.1 for p_i, Section 3.2 for h).
 
+    Half precisions are averaged in float32, also within autocast.
+
     Args:
         min_area: divide by no less than this (cells). The authors' release has 1, which shrinks smaller masks.
     """
-    flat_masks = masks.flatten(2)
+    flat_masks, cells = masks.flatten(2), at_least_float(features.flatten(2))
     area = flat_masks.sum(2)
-    total = torch.bmm(flat_masks.to(features.dtype), features.flatten(2).transpose(1, 2))
+    with full_precision(features):
+        total = torch.bmm(flat_masks.to(cells.dtype), cells.transpose(1, 2))
     divisor = area.clamp(min=max(min_area, torch.finfo(area.dtype).tiny))
     return Pooled(total / divisor.unsqueeze(2).to(total.dtype), area)
 
@@ -81,7 +88,7 @@ def align_label_map(
 
     Equal to `torchvision.ops.roi_align` of the one-hot masks with adaptive sampling. Its weights are products of a
     weight by row and one by column, so that each row of the map is spread over the output's columns as it lies, and no
-    mask is ever made at the map's own size. The masks of a view sum to 1 in every cell.
+    mask is ever made at the map's own size. The masks of a view sum to 1 in every cell. Float32, also within autocast.
 
     Args:
         crop_box: xyxy in [0, 1]. flipped: the view was mirrored after its crop. size: the view's grid (high, wide).
@@ -89,13 +96,18 @@ def align_label_map(
     """
     batch, height, width = label_map.shape
     box = crop_box.float()
-    rows = _roi_weights(box[:, 1], box[:, 3], cells=height, out=size[0], aligned=aligned)
-    columns = _roi_weights(box[:, 0], box[:, 2], cells=width, out=size[1], aligned=aligned)
+    if (height, size[0]) == (width, size[1]):  # both axes at once: on a GPU, launches are what they cost
+        low, high = torch.cat([box[:, 1], box[:, 0]]), torch.cat([box[:, 3], box[:, 2]])
+        rows, columns = _roi_weights(low, high, cells=height, out=size[0], aligned=aligned).chunk(2)
+    else:
+        rows = _roi_weights(box[:, 1], box[:, 3], cells=height, out=size[0], aligned=aligned)
+        columns = _roi_weights(box[:, 0], box[:, 2], cells=width, out=size[1], aligned=aligned)
     columns = torch.where(flipped.view(-1, 1, 1), columns.flip(1), columns)
     spread = torch.zeros(batch, size[1], height, num_labels, device=label_map.device)
     labels = label_map.long().unsqueeze(1).expand(-1, size[1], -1, -1)  # b ow h w
     spread.scatter_add_(3, labels, columns.unsqueeze(2).expand(-1, -1, height, -1))
-    return torch.einsum("bih,bjhm->bmij", rows, spread)
+    with full_precision(spread):
+        return torch.einsum("bih,bjhm->bmij", rows, spread)
 
 
 def _roi_weights(low: Tensor, high: Tensor, *, cells: int, out: int, aligned: bool) -> Float[Tensor, "b out cells"]:

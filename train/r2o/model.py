@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from train.r2o.batch_norms import batch_norm_buffers_kept, batches_counted_at_once
 from train.r2o.loss import Gather, byol_loss, contrastive_loss_sum, only_here, sample_masks
 from train.r2o.masks import MIN_VALID_AREA, align_label_map, cell_areas, mask_pool
 from train.r2o.refine import Refinement, clusters_in_use, refine, unrefined
 
-C4_STRIDE = 16
+C4_STRIDE, C5_STRIDE = 16, 32
 
 
 class Batch(NamedTuple):
@@ -72,12 +72,19 @@ class Compared(NamedTuple):
     projections: Float[Tensor, "r d"]
 
 
+# Within the context, batch norms of the module take their batch for so many parts, each with statistics of its own.
+ByPart = Callable[[nn.Module, int], AbstractContextManager[None]]
+
+
 class R2O(nn.Module):
     """Online network (backbone, projector, predictor) and its target (backbone, projector).
 
     Args:
         backbone: returns `c4` and `c5`; `forward_c4` gives C4 alone.
         predictor: None for `nt_xent`.
+    Attributes:
+        gather: what all ranks hold of a tensor.
+        by_part: where batch norms can do that. Both views then pass together, and ranks exchange half as often.
     """
 
     def __init__(
@@ -95,6 +102,7 @@ class R2O(nn.Module):
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.refinement, self.objective = refinement, objective
         self.gather: Gather = only_here
+        self.by_part: ByPart | None = None
 
     def forward(
         self,
@@ -111,14 +119,18 @@ class R2O(nn.Module):
         if self.objective.view_masks == "refined":
             refined_map = self.refine(batch.images, batch.superpixels, uniforms)
             num_masks = self.refinement.num_masks(uniforms.shape[1])
+        masks = self._view_masks(refined_map, batch, num_masks)
+        present = (masks.sum((2, 3)) > MIN_VALID_AREA).unflatten(0, (2, -1)).transpose(0, 1)
+        # The host waits for the number of masks here, where a device has little left to do, and not after the networks.
+        rows = self._rows(present) if self.objective.loss == "byol" else None
         online = self._c5(self.online, batch.views)
-        masks = self._view_masks(refined_map, batch, num_masks, size=(online[0].shape[2], online[0].shape[3]))
-        present = torch.stack([m.sum((2, 3)) > MIN_VALID_AREA for m in masks], 1)
         with torch.no_grad():
             target = online if self.objective.loss == "nt_xent" else self._c5(self.target, batch.views)
-        pooled = [self._pool(c5, masks) for c5 in (online, target)]
-        compare = self._byol if self.objective.loss == "byol" else self._contrast
-        compared = compare(pooled[0], pooled[1], present, mask_uniforms)
+        h = [mask_pool(c5, masks, min_area=self.objective.min_pool_area).features for c5 in (online, target)]
+        if rows is not None:
+            compared = self._byol(h[0], h[1], present, rows)
+        else:
+            compared = self._contrast(h[0], h[1], present, mask_uniforms)
         return Output(
             loss_sum=compared.loss_sum,
             num_masks=compared.num_masks,
@@ -151,9 +163,7 @@ class R2O(nn.Module):
         if not how.needs_features:
             c4_size = (-(-images.shape[2] // C4_STRIDE), -(-images.shape[3] // C4_STRIDE))
             return unrefined(superpixels, how, num_clusters=uniforms.shape[1], c4_size=c4_size)
-        c4 = self.whole_c4(images) if c4 is None else c4
-        with torch.autocast(c4.device.type, enabled=False):
-            return refine(c4, superpixels, how, uniforms=uniforms)
+        return refine(self.whole_c4(images) if c4 is None else c4, superpixels, how, uniforms=uniforms)
 
     @torch.no_grad()
     def whole_c4(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c rh rw"]:
@@ -162,98 +172,99 @@ class R2O(nn.Module):
             c4: Tensor = self.target["backbone"].forward_c4(images)  # type: ignore[operator]
         return c4
 
-    def _view_masks(
-        self, refined_map: Tensor | None, batch: Batch, num_masks: int, *, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """m1 and m2 on the C5 grids of the views, (b, m, h5, w5)."""
+    def _view_masks(self, refined_map: Tensor | None, batch: Batch, num_masks: int) -> Float[Tensor, "two_b m h5 w5"]:
+        """m1 of all images, then m2, on the C5 grids of the views."""
+        size = (-(-batch.views.shape[3] // C5_STRIDE), -(-batch.views.shape[4] // C5_STRIDE))
         if refined_map is None:
             assert batch.view_superpixels is not None, "views came without their superpixels"
-            first, second = (cell_areas(batch.view_superpixels[:, v], num_masks, size) for v in (0, 1))
-            return first, second
-        first, second = (
-            align_label_map(
-                refined_map,
-                num_masks,
-                crop_box=batch.crop_box[:, v],
-                flipped=batch.flipped[:, v],
-                size=size,
-                aligned=self.objective.roi_aligned,
-            )
-            for v in (0, 1)
+            return cell_areas(_by_view(batch.view_superpixels), num_masks, size)
+        return align_label_map(
+            torch.cat([refined_map, refined_map]),
+            num_masks,
+            crop_box=_by_view(batch.crop_box),
+            flipped=_by_view(batch.flipped),
+            size=size,
+            aligned=self.objective.roi_aligned,
         )
-        return first, second
 
-    def _c5(self, network: nn.ModuleDict, views: Tensor) -> tuple[Tensor, Tensor]:
-        return self._each(lambda images: network["backbone"](images).c5, views[:, 0], views[:, 1])
+    def _c5(self, network: nn.ModuleDict, views: Float[Tensor, "b 2 3 vh vw"]) -> Float[Tensor, "two_b c h5 w5"]:
+        """C5 of all first views, then of all second ones."""
+        backbone = network["backbone"]
+        with batches_counted_at_once(backbone, 1 if self.objective.concatenate_views else 2):
+            return self._each(backbone, views[:, 0], views[:, 1], result=lambda features: features.c5)
 
-    def _each(self, function: Callable[[Tensor], Tensor], first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """A function of each view's part, on its own or, with `concatenate_views`, on both at once."""
-        if not self.objective.concatenate_views:
-            return function(first), function(second)
-        both = function(torch.cat([first, second]))
-        return both[: len(first)], both[len(first) :]
+    def _each(
+        self, module: nn.Module, first: Tensor, second: Tensor, *, result: Callable[[Any], Tensor] = lambda out: out
+    ) -> Tensor:
+        """What a module makes of the first views' part, then of the second ones', which has statistics of its own.
 
-    def _pool(self, c5: tuple[Tensor, Tensor], masks: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """h: C5 of each view averaged within each mask, (b, m, c)."""
-        area = self.objective.min_pool_area
-        first, second = (mask_pool(c5[v], masks[v], min_area=area).features for v in (0, 1))
-        return first, second
+        With `concatenate_views` they share the statistics.
+        """
+        mixed, by_part = self.objective.concatenate_views, self.by_part
+        if not mixed and by_part is None:
+            return torch.cat([result(module(first)), result(module(second))])
+        with nullcontext() if mixed or by_part is None else by_part(module, 2):
+            return result(module(torch.cat([first, second])))
+
+    def _rows(self, present: Bool[Tensor, "b 2 m"]) -> Int[Tensor, " r"]:
+        """Which of the B × K masks go through the heads: those in both views, or with `rows: all` all of them."""
+        valid = present.all(1).flatten()
+        if self.objective.rows == "all":
+            return torch.arange(len(valid), device=valid.device)
+        return valid.nonzero().squeeze(1)
 
     def _byol(
-        self, online: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], present: Tensor, _: Tensor | None
+        self,
+        online: Float[Tensor, "two_b m c"],
+        target: Float[Tensor, "two_b m c"],
+        present: Bool[Tensor, "b 2 m"],
+        rows: Int[Tensor, " r"],
     ) -> Compared:
-        """Eqs. 4 and 5 over the masks that are in both views; only those go through the heads unless `rows: all`."""
+        """Eqs. 4 and 5 over the masks that are in both views."""
         valid = present.all(1).flatten()
-        every = self.objective.rows == "all"
-        rows = torch.arange(len(valid), device=valid.device) if every else valid.nonzero().squeeze(1)
-        q, z = self._heads([h.flatten(0, 1)[rows] for h in online], [h.flatten(0, 1)[rows] for h in target])
-        both = byol_loss(q[0], z[1]) + byol_loss(q[1], z[0])
-        return Compared(torch.where(valid[rows], both, 0.0).sum(), valid.sum(), q[0], z[0])
+        q, z = self._heads(*(_halves(_chosen(h, rows)) for h in (online, target)))
+        one, other = _halves(byol_loss(q, torch.cat(_halves(z)[::-1])))
+        both = torch.where(valid[rows], one + other, one.new_zeros(()))
+        return Compared(both.sum(), valid.sum(), _halves(q)[0], _halves(z)[0])
 
     def _contrast(
         self,
-        online: tuple[Tensor, Tensor],
-        target: tuple[Tensor, Tensor],
-        present: Tensor,
+        online: Float[Tensor, "two_b m c"],
+        target: Float[Tensor, "two_b m c"],
+        present: Bool[Tensor, "b 2 m"],
         mask_uniforms: Tensor | None,
     ) -> Compared:
         """DetCon's loss over masks sampled in each view."""
         assert mask_uniforms is not None, "contrastive losses sample masks"
-        ids = [sample_masks(present[:, v], mask_uniforms[:, v]) for v in (0, 1)]
-        index = [i.unsqueeze(2) for i in ids]
-        sampled = [
-            [h[v].gather(1, index[v].expand(-1, -1, h[v].shape[2])).flatten(0, 1) for v in (0, 1)]
-            for h in (online, target)
-        ]
-        q, z = self._heads(*sampled)
-        shape = (*ids[0].shape, -1)
-        loss_sum = contrastive_loss_sum(
-            (q[0].view(shape), q[1].view(shape)),
-            (z[0].view(shape), z[1].view(shape)),
-            (ids[0], ids[1]),
-            temperature=self.objective.temperature,
-            gather=self.gather,
-        )
-        return Compared(loss_sum, torch.tensor(ids[0].numel(), device=q[0].device), q[0], z[0])
+        ids = sample_masks(_by_view(present), _by_view(mask_uniforms))
+        sampled = [h.gather(1, ids.unsqueeze(2).expand(-1, -1, h.shape[2])).flatten(0, 1) for h in (online, target)]
+        q, z = (_halves(out.view(*ids.shape, -1)) for out in self._heads(*map(_halves, sampled)))
+        loss_sum = contrastive_loss_sum(q, z, _halves(ids), temperature=self.objective.temperature, gather=self.gather)
+        count = torch.full((), ids.numel() // 2, device=ids.device)
+        return Compared(loss_sum, count, q[0].flatten(0, 1), z[0].flatten(0, 1))
 
-    def _heads(self, online: list[Tensor], target: list[Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """q_θ(z_θ) and z_ξ of both views' rows; for NT-Xent, z_θ twice."""
+    def _heads(self, online: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """q_θ(z_θ) and z_ξ of the first views' rows, then of the second ones'; for NT-Xent, z_θ twice."""
         projections = self._each(self.online["projector"], *online)
         if self.objective.loss == "nt_xent":
             return projections, projections
         with torch.no_grad():
             targets = self._each(self.target["projector"], *target)
-        return self._each(self.predictor, *projections), targets
+        return self._each(self.predictor, *_halves(projections)), targets
 
 
-@contextmanager
-def batch_norm_buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norms in train mode use the batch's statistics as ever, but do not move their running ones."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
+def _by_view(values: Tensor) -> Tensor:
+    """(b, 2, …) → (2b, …): of all first views, then of all second ones."""
+    return values.transpose(0, 1).flatten(0, 1)
+
+
+def _halves(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the first views, and of the second ones; each may be empty."""
+    half = len(values) // 2
+    return values[:half], values[half:]
+
+
+def _chosen(pooled: Float[Tensor, "two_b m c"], rows: Int[Tensor, " r"]) -> Float[Tensor, "two_r c"]:
+    """The rows of these masks in each view."""
+    by_view = pooled.view(2, -1, pooled.shape[2])
+    return by_view.index_select(1, rows).flatten(0, 1)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from train.r2o.kmeans import kmeans, nearest_centre
 from train.r2o.masks import cell_areas, grid_label_map, grid_of, mask_pool, sample_label_map
+from train.r2o.precision import full_precision
 
 SUPERPIXEL_GRID = 56  # cells of the refined map where superpixels, not C4 cells, are assigned (authors' release)
 
@@ -82,6 +83,8 @@ def refine(
 ) -> Int[Tensor, "b rh rw"]:
     """The refined map m: K-means over the regions of each group of consecutive images (Eq. 3), painted on a grid.
 
+    Computed in float32, also within autocast.
+
     Args:
         uniforms: per group and centre, see `kmeans`; K is their count.
     Returns:
@@ -97,17 +100,19 @@ def refine(
         region_map = how.region_map(superpixels, num_clusters)
         regions = pool_regions(c4, region_map, max_superpixels=how.num_regions(num_clusters))
         rows, valid = _normalized(regions.features) if how.normalize_features else regions.features, regions.valid
-    clusters = kmeans(
-        rows.reshape(-1, group_size * rows.shape[1], rows.shape[2]),
-        valid.view(-1, group_size * valid.shape[1]),
-        uniforms=uniforms,
-        iterations=how.kmeans_iterations,
-    )
+    with full_precision(c4):
+        clusters = kmeans(
+            rows.reshape(-1, group_size * rows.shape[1], rows.shape[2]),
+            valid.view(-1, group_size * valid.shape[1]),
+            uniforms=uniforms,
+            iterations=how.kmeans_iterations,
+        )
     if how.assign == "superpixel" and how.regions != "cells":
         painted = sample_label_map(region_map, _painted_size(superpixels, how, (c4.shape[2], c4.shape[3]))).long()
         of_region = clusters.assignment.view(batch, -1)
         return of_region.gather(1, painted.flatten(1)).view_as(painted)
-    nearest = nearest_centre(cells.reshape(-1, group_size * cells.shape[1], cells.shape[2]), clusters.centres)
+    with full_precision(c4):
+        nearest = nearest_centre(cells.reshape(-1, group_size * cells.shape[1], cells.shape[2]), clusters.centres)
     return nearest.view(batch, *c4.shape[2:])
 
 

@@ -22,9 +22,9 @@ from train.evals.frozen.numerics.overlap import best_overlaps, best_unions, comm
 from train.evals.frozen.numerics.partitions import cells_of, equal_rectangles, random_partition
 from train.evals.frozen.protocol import Finding, Task
 from train.evals.frozen.superpixels import ABO_SUPERPIXELS, ShardSuperpixels
+from train.r2o.batch_norms import batch_norm_buffers_kept
 from train.r2o.kmeans import seeding_uniforms
 from train.r2o.masks import grid_label_map
-from train.r2o.model import batch_norm_buffers_kept
 from train.r2o.refine import Refinement, refine
 
 KMEANS_ITERATIONS = 10  # of the paper's recipe, as all of `_refined`
