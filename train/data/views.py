@@ -25,6 +25,7 @@ from train.data.augment import AugmentParams, augment_on_host, draw_params
 from train.data.resize import resized
 from train.data.shards.reader import Skipped
 
+JPEG_END = b"\xff\xd9"  # the marker EOI of ITU T.81
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop, before it falls back to the centre
 
 
@@ -55,7 +56,8 @@ class Sample(NamedTuple):
 
     image (H, W, 3) and views, two of (h, w, 3), mirrored where `flipped`: uint8; None where the device decodes `jpeg`.
     superpixels (S, S) uint8, or uint16 where ids pass 255; view_superpixels (2, h, w), where asked for. skipped: the
-    sample in whose place this one came, where that could not be read.
+    sample in whose place this one came, where that could not be read. slot: epoch, place and the sample id that belongs
+    there.
     """
 
     sample_id: int
@@ -66,6 +68,7 @@ class Sample(NamedTuple):
     view_superpixels: np.ndarray | None = None
     jpeg: bytes | None = None
     skipped: Skipped | None = None
+    slot: tuple[int, int, int] = (-1, -1, -1)
 
 
 def random_crop_box(
@@ -127,12 +130,14 @@ def make_sample(
     augment: AugmentSettings,
     max_superpixels: int,
     map_name: str = MAIN_MAP,
+    strictly: bool = False,
 ) -> Sample:
     """Decode once, resize the whole image, cut two views.
 
     Args:
         members: the sample's files, by name.
         map_name: of the label map that gives the superpixels.
+        strictly: a JPEG that the device decodes is decoded here too, to know that it can be.
     Raises:
         InputError: a member is missing or damaged, or the label map has ids that the manifest rules out.
     """
@@ -148,7 +153,7 @@ def make_sample(
         view_superpixels=_joint_crops(superpixels, geometry, data.view_size) if data.view_superpixels else None,
     )
     if data.decode == "device":
-        return sample._replace(jpeg=members[IMAGE_MEMBER])
+        return sample._replace(jpeg=_for_device(members[IMAGE_MEMBER], key=key, strictly=strictly))
     pixels = torch.from_numpy(decode_pixels(members[IMAGE_MEMBER], key=key))
     image, views = resize_and_crop(
         pixels.permute(2, 0, 1), geometry, image_size=data.image_size, view_size=data.view_size
@@ -180,6 +185,18 @@ def decode_labels(
     if (height, width) != (meta.height, meta.width) or int(superpixels.max()) >= limit:
         raise InputError(f"sample {key}: image or label map is not what its json says; run `make shards` again")
     return meta, superpixels
+
+
+def _for_device(jpeg: bytes, *, key: str, strictly: bool) -> bytes:
+    """The JPEG. Raises InputError where it is found to be damaged.
+
+    A file that is cut short does not end with the marker for the end, and nvJPEG may decode it without a word. Some
+    whole files have bytes after that marker, so the host's decoder decides. Wrong bytes within a file are found only
+    by decoding it; what guards against them is the shard's checksum.
+    """
+    if strictly or not jpeg.endswith(JPEG_END):
+        decode_pixels(jpeg, key=key)
+    return jpeg
 
 
 def decode_pixels(jpeg: bytes, *, key: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from pipeline.foundation.errors import AgreedError, InputError
 from pipeline.foundation.files import write_atomic
 from pipeline.foundation.progress import Progress, say
 from train.data.device import LocalBatch, device_batches
-from train.data.loader import host_batches
+from train.data.loader import host_batches, whole_samples
 from train.data.shards.open import max_superpixels
 from train.data.shards.reader import Skipped
 from train.data.shards.skipped import SkippedLog, require_few_skipped
@@ -159,7 +159,8 @@ class _Loop:
             node_ranks=node_ranks(),
             pin_memory=self.world.device.type == "cuda",
         )
-        return self.clock.waiting(device_batches(host, self.settings, self.world.device))
+        read_again = whole_samples(self.job.reader, self.settings)
+        return self.clock.waiting(device_batches(host, self.settings, self.world.device, read_again))
 
     def _note_skipped(self, skipped: list[Skipped], step: int) -> None:
         """Name what any rank skipped; raises AgreedError once it is too much."""
