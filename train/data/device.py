@@ -27,10 +27,11 @@ T = TypeVar("T")
 
 
 class LocalBatch(NamedTuple):
-    """A batch on the device, and the host batch that it came from."""
+    """A batch on the device, and the host batch that it came from; `ready`: when it is there, in a GPU's time."""
 
     host: HostBatch
     batch: Batch
+    ready: torch.cuda.Event | None = None
 
 
 def on_device(
@@ -120,10 +121,9 @@ def device_batches(
         for host in ahead(batches, seconds=60 * minutes, otherwise=hangs):
             yield on_device(host, settings, device, read_again)
         return
-    stream = torch.cuda.Stream(device)
-    made = _on_stream(batches, settings, device, stream, read_again)
-    for local_batch, done in ahead(made, seconds=60 * minutes, otherwise=hangs):
-        _hand_over(local_batch.batch, done)
+    made = _on_stream(batches, settings, device, torch.cuda.Stream(device), read_again)
+    for local_batch in ahead(made, seconds=60 * minutes, otherwise=hangs):
+        _hand_over(local_batch, device)
         yield local_batch
 
 
@@ -133,21 +133,35 @@ def _on_stream(
     device: torch.device,
     stream: torch.cuda.Stream,
     read_again: ReadAgain | None,
-) -> Iterator[tuple[LocalBatch, torch.cuda.Event]]:
+) -> Iterator[LocalBatch]:
+    # A new thread has GPU 0 current, whatever the others have, and a context there costs it half a gigabyte. torch's
+    # loader begins with the first `next`, which is below, and gives its thread that pins the GPU that is current then.
+    torch.cuda.set_device(stream.device)
     for host in batches:
         with torch.cuda.stream(stream):
             local_batch = on_device(host, settings, device, read_again)
-            done = stream.record_event()
-        yield local_batch, done
+            ready = torch.cuda.Event(enable_timing=True)
+            ready.record(stream)
+        yield local_batch._replace(ready=ready)
 
 
-def _hand_over(batch: Batch, done: torch.cuda.Event) -> None:
+def _hand_over(local_batch: LocalBatch, device: torch.device) -> None:
     """Let the stream that computes wait for the one that copied, and the allocator know that both use the memory."""
-    current = torch.cuda.current_stream()
-    current.wait_event(done)
-    for tensor in batch:
+    current = torch.cuda.current_stream(device)
+    if local_batch.ready is not None:
+        current.wait_event(local_batch.ready)
+    for tensor in local_batch.batch:
         if tensor is not None:
             tensor.record_stream(current)
+
+
+def end_of_queue(device: torch.device) -> torch.cuda.Event | None:
+    """When a GPU has done all that was queued on its current stream until now, in its time; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    end = torch.cuda.Event(enable_timing=True)
+    end.record(torch.cuda.current_stream(device))
+    return end
 
 
 def ahead(items: Iterator[T], size: int = 1, *, seconds: float | None = None, otherwise: str = "") -> Iterator[T]:
