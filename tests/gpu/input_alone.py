@@ -1,4 +1,4 @@
-"""The part `input`: workers, pinning, copies and augmentation, with nobody computing; and whether `data_wait` is true."""
+"""The part `input`: workers, pinning, copies and augmentation, with nobody computing; whether `data_wait` is true."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from train.config.pretrain import PretrainSettings
 from train.data.augment import AugmentParams, augment_views, normalize
 from train.data.decode import ReadAgain, decode_on_device
 from train.data.loader import HostBatch
-from train.data.views import Geometry, PixelBox, resize_and_crop
+from train.data.views import Geometry, PixelBox, resize_and_crop, resize_and_crop_together
 from train.r2o.model import Batch
 
 POLL = 0.2  # seconds
@@ -85,15 +85,14 @@ def to_device(
 
 def _images_and_views(host: HostBatch, settings: PretrainSettings, decoded: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Images (b, 3, H, W) and views (b, 2, 3, h, w), uint8, of the decoded pixels (3, H, W)."""
+    boxes = [(PixelBox(*first), PixelBox(*second)) for first, second in host.boxes.tolist()]
+    sizes = {"image_size": settings.data.image_size, "view_size": settings.data.view_size}
+    if decoded[0].device.type != "cpu":
+        return resize_and_crop_together(decoded, boxes, host.flipped, **sizes)
     made = [
-        resize_and_crop(
-            pixels,
-            Geometry((PixelBox(*boxes[0]), PixelBox(*boxes[1])), crop_box, flipped, host.augment),
-            image_size=settings.data.image_size,
-            view_size=settings.data.view_size,
-        )
-        for pixels, boxes, crop_box, flipped in zip(
-            decoded, host.boxes.tolist(), host.crop_box.numpy(), host.flipped.numpy(), strict=True
+        resize_and_crop(pixels, Geometry(pair, crop_box, flipped, host.augment), **sizes)
+        for pixels, pair, crop_box, flipped in zip(
+            decoded, boxes, host.crop_box.numpy(), host.flipped.numpy(), strict=True
         )
     ]
     return torch.stack([image for image, _ in made]), torch.stack([torch.stack(views) for _, views in made])

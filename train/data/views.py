@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +22,11 @@ from pipeline.artifacts.sample import (
 from pipeline.foundation.errors import InputError
 from train.config.data import AugmentSettings, DataSettings
 from train.data.augment import AugmentParams, augment_on_host, draw_params
-from train.data.resize import resized
+from train.data.resize import resized, resized_together
 from train.data.shards.reader import Skipped
 
 JPEG_END = b"\xff\xd9"  # the marker EOI of ITU T.81
+TOGETHER = 32  # images whose float pixels a GPU holds at once: some 200 MB
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop, before it falls back to the centre
 
 
@@ -223,6 +224,37 @@ def resize_and_crop(
     flip_first, flip_second = geometry.flipped.tolist()
     views = (first.flip(-1) if flip_first else first, second.flip(-1) if flip_second else second)
     return resized(pixels, image_size), views
+
+
+def resize_and_crop_together(
+    decoded: Sequence[Tensor],
+    boxes: Sequence[tuple[PixelBox, PixelBox]],
+    flipped: Tensor,
+    *,
+    image_size: int,
+    view_size: int,
+) -> tuple[Tensor, Tensor]:
+    """As `resize_and_crop` of every image on a GPU, with a quarter of its launches: 4 an image.
+
+    Args:
+        decoded: uint8 (3, H, W) each.
+        flipped: (b, 2) bool, on the host.
+    Returns:
+        (b, 3, image_size, image_size) and (b, 2, 3, view_size, view_size), uint8.
+    """
+    images, views = [], []
+    for begin in range(0, len(decoded), TOGETHER):
+        floats = [pixels.float() for pixels in decoded[begin : begin + TOGETHER]]
+        crops = [
+            pixels[:, box.top : box.bottom, box.left : box.right]
+            for pixels, pair in zip(floats, boxes[begin : begin + TOGETHER], strict=True)
+            for box in pair
+        ]
+        images.append(resized_together(floats, image_size))
+        views.append(resized_together(crops, view_size))
+    upright = torch.cat(views).unflatten(0, (-1, 2))
+    mirrored = flipped.to(upright.device, non_blocking=True).view(-1, 2, 1, 1, 1)
+    return torch.cat(images), torch.where(mirrored, upright.flip(-1), upright)
 
 
 def _joint_crops(superpixels: np.ndarray, geometry: Geometry, size: int) -> np.ndarray:
