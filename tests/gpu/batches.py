@@ -23,7 +23,7 @@ BATCH = 16 if DRY else 32
 def checks() -> None:
     with check("batches on the device and on the CPU, host decodes") as c:
         c.update(host_decodes())
-        c["ok"] = max(c["images"], c["views"], c["crop_box"]) < 1e-3 and all(c["channels_last"])
+        c["ok"] = max(c["images"], c["crop_box"]) < 1e-3 and c["views_apart"] < 1e-4 and all(c["channels_last"])
     with check("batches on the device and on the CPU, device decodes (nvJPEG)") as c:
         c.update(device_decodes())
         c["ok"] = c["images_mean"] < 0.03
@@ -50,6 +50,8 @@ def host_decodes() -> dict[str, object]:
     found: dict[str, object] = {
         name: float((getattr(a, name) - getattr(b, name).cpu()).abs().max()) for name in ("images", "views", "crop_box")
     }
+    # A pixel within rounding of the solarize threshold may fall on either side, 0.02 apart.
+    found["views_apart"] = float(((a.views - b.views.cpu()).abs() > 1e-3).float().mean())
     found["channels_last"] = [
         pixels.is_contiguous(memory_format=torch.channels_last) for pixels in (b.images, b.views.flatten(0, 1))
     ]

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
 from pipeline.artifacts.sample import SampleMeta, encode_label_map
 from pipeline.foundation.errors import InputError
+from tests.train.data.launches import Launches
 from train.config.data import AugmentSettings, DataSettings
 from train.data.views import (
     PixelBox,
@@ -280,19 +280,7 @@ def test_crops_that_are_rounded_together_are_those_of_one_by_one() -> None:
             assert torch.equal(view, expected.flip(-1) if flip else expected)
 
 
-VIEWS_OF_MEMORY = ("device", "unsqueeze", "slice", "view", "select", "split", "unbind", "expand", "permute", "detach")
-
-
-class Launches(TorchDispatchMode):
-    """Counts the operations that start a kernel or a copy."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += not any(func.overloadpacket.__name__.lstrip("_").startswith(name) for name in VIEWS_OF_MEMORY)
-        return func(*args, **(kwargs or {}))
-
-
+@pytest.mark.long
 def test_a_gpu_launches_four_kernels_an_image() -> None:
     images, boxes = some_images(32)
     counts, flipped = [], torch.zeros(32, 2, dtype=torch.bool)
