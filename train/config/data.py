@@ -21,7 +21,8 @@ class DataSettings(Settings):
         superpixel_maps: further maps of the shards, by name, and their number of segments. Where there are any, the one
             nearest to K(t) (by ratio) is read in place of the superpixels.
         augment: where pixels are augmented. On the host they are rounded to uint8 again, as Pillow's transforms do.
-        decode: where JPEGs are decoded and cropped; on a CUDA device by nvJPEG.
+        decode: where JPEGs are decoded and cropped; on a CUDA device by nvJPEG. What it refuses
+            is decoded on the host. Wrong pixels that it lets pass are found by `verify` alone.
         on_damage: `fail` ends the run at the first sample that cannot be read; `skip` puts the next sample of the epoch
             in its place, names it in skipped.jsonl, and fails when more than `max_skipped_fraction` of an epoch are.
         cache: folder on this node's disk into which shards are copied before they are needed; without it shards behind

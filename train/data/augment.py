@@ -16,13 +16,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from train.config.data import AugmentSettings
+from train.data.jitter import (
+    BRIGHTNESS,
+    CONTRAST,
+    GREY_WEIGHTS,
+    HUE,
+    SATURATION,
+    jitter_together,
+    sorted_by_hue,
+)
 from train.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 
-GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # as torchvision
 NO_WEIGHT = 1e-8  # of the centre's: below what float32 shows
 Operator = Callable[[Tensor, Tensor], Tensor]  # (pixels, parameter per image) → pixels
 IN_ORDER = np.tile(np.arange(4), (2, 1))
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
 class AugmentParams(NamedTuple):
@@ -87,7 +94,7 @@ def augment_views(
         params: leading axes flattened to (n,).
     """
     if views.device.type != "cpu":
-        return normalize(_augmented(views, params, settings), dtype)
+        return _augmented_together(views, params, settings, dtype)
     out = torch.empty(views.shape, dtype=dtype)
     for number in range(len(views)):
         one = slice(number, number + 1)
@@ -114,6 +121,20 @@ def _augmented(views: Tensor, params: AugmentParams, settings: AugmentSettings) 
         for operation in range(4):
             index = np.flatnonzero(params.jitter & (params.order[:, position] == operation))
             pixels = _apply(_JITTERS[operation], pixels, index, params.factors[:, operation])
+    return _grey_blurred_solarized(pixels, params, settings)
+
+
+def _augmented_together(views: Tensor, params: AugmentParams, settings: AugmentSettings, dtype: torch.dtype) -> Tensor:
+    """As `_augmented`, normalised, for a batch on a GPU: sorted so that the jitter gathers nothing, and back."""
+    order, starts = sorted_by_hue(params.order, params.jitter)
+    there, back = torch.from_numpy(np.stack([order, np.argsort(order)])).to(views.device, non_blocking=True)
+    params = AugmentParams(*(field[order] for field in params))
+    pixels = jitter_together(views.index_select(0, there) / 255, params.order, params.factors, starts)
+    return normalize(_grey_blurred_solarized(pixels, params, settings), dtype).index_select(0, back)
+
+
+def _grey_blurred_solarized(pixels: Tensor, params: AugmentParams, settings: AugmentSettings) -> Tensor:
+    """What comes after the jitter, (n, 3, h, w), contiguous; `pixels` may be overwritten."""
     pixels = _apply(lambda x, _: _grey(x).expand_as(x), pixels, np.flatnonzero(params.grayscale), params.blur_sigma)
     pixels = _apply(
         lambda x, sigma: gaussian_blur(x, sigma.flatten(), settings.blur_kernel_size),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from queue import Empty, Full, Queue
 from typing import Any, NamedTuple, TypeVar
@@ -13,13 +12,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from pipeline.foundation.errors import InputError
 from train.config.pretrain import PretrainSettings
 from train.data.augment import AugmentParams, augment_views, normalize
+from train.data.decode import ReadAgain, decode_on_device
 from train.data.loader import HostBatch
-from train.data.views import Geometry, PixelBox, resize_and_crop
+from train.data.views import Geometry, PixelBox, resize_and_crop, resize_and_crop_together
 from train.r2o.model import Batch
 
 POLL = 0.2  # seconds
@@ -28,16 +27,37 @@ T = TypeVar("T")
 
 
 class LocalBatch(NamedTuple):
-    """A batch on the device, and the host batch that it came from."""
+    """A batch on the device, and the host batch that it came from; `ready`: when it is there, in a GPU's time."""
 
     host: HostBatch
     batch: Batch
+    ready: torch.cuda.Event | None = None
 
 
-def to_device(host: HostBatch, settings: PretrainSettings, device: torch.device) -> Batch:
-    """Move a host batch, decode it where that is the device's, augment its views, normalise."""
+def on_device(
+    host: HostBatch, settings: PretrainSettings, device: torch.device, read_again: ReadAgain | None = None
+) -> LocalBatch:
+    """Move a host batch, decode it where that is the device's, augment its views, normalise.
+
+    Args:
+        read_again: see `decode_on_device`, which may replace rows of the host batch.
+    """
+    if host.jpegs is None:
+        return LocalBatch(host, to_device(host, settings, device))
+    host, decoded = decode_on_device(host, device, read_again)
+    return LocalBatch(host, to_device(host, settings, device, decoded))
+
+
+def to_device(
+    host: HostBatch, settings: PretrainSettings, device: torch.device, decoded: Sequence[Tensor] = ()
+) -> Batch:
+    """A host batch on the device, augmented and normalised.
+
+    Args:
+        decoded: the pixels of every row, where the host has not decoded them; read from the JPEGs where not given.
+    """
     if host.jpegs is not None:
-        images, views = decode_on_device(host, settings, device)
+        images, views = _images_and_views(host, settings, decoded or decode_on_device(host, device)[1])
     else:
         assert host.images is not None
         assert host.views is not None
@@ -63,46 +83,33 @@ def to_device(host: HostBatch, settings: PretrainSettings, device: torch.device)
     )
 
 
-def decode_on_device(host: HostBatch, settings: PretrainSettings, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images (b, 3, H, W) and views (b, 2, 3, h, w), uint8: nvJPEG on CUDA, libjpeg-turbo elsewhere, then crops.
-
-    Raises:
-        InputError: a JPEG cannot be decoded.
-    """
-    assert host.jpegs is not None
-    assert host.jpeg_ends is not None
-    files = list(host.jpegs.tensor_split(host.jpeg_ends[:-1]))
-    # torchvision means to hand this over to TorchCodec some day, and says so at every call
-    warnings.filterwarnings("ignore", "The image decoding and encoding capabilities", DeprecationWarning)
-    try:
-        decoded = decode_jpeg(files, mode=ImageReadMode.RGB, device=device)
-    except RuntimeError as error:
-        ids = host.sample_id.tolist()
-        raise InputError(f"one of samples {ids} cannot be decoded on {device}: {error}") from None
+def _images_and_views(host: HostBatch, settings: PretrainSettings, decoded: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Images (b, 3, H, W) and views (b, 2, 3, h, w), uint8, of the decoded pixels (3, H, W)."""
+    boxes = [(PixelBox(*first), PixelBox(*second)) for first, second in host.boxes.tolist()]
+    sizes = {"image_size": settings.data.image_size, "view_size": settings.data.view_size}
+    if decoded[0].device.type != "cpu":
+        return resize_and_crop_together(decoded, boxes, host.flipped, **sizes)
     made = [
-        resize_and_crop(
-            pixels,
-            Geometry((PixelBox(*boxes[0]), PixelBox(*boxes[1])), crop_box, flipped, host.augment),
-            image_size=settings.data.image_size,
-            view_size=settings.data.view_size,
-        )
-        for pixels, boxes, crop_box, flipped in zip(
-            decoded, host.boxes.tolist(), host.crop_box.numpy(), host.flipped.numpy(), strict=True
+        resize_and_crop(pixels, Geometry(pair, crop_box, flipped, host.augment), **sizes)
+        for pixels, pair, crop_box, flipped in zip(
+            decoded, boxes, host.crop_box.numpy(), host.flipped.numpy(), strict=True
         )
     ]
     return torch.stack([image for image, _ in made]), torch.stack([torch.stack(views) for _, views in made])
 
 
 def device_batches(
-    batches: Iterator[HostBatch], settings: PretrainSettings, device: torch.device
+    batches: Iterator[HostBatch], settings: PretrainSettings, device: torch.device, read_again: ReadAgain | None = None
 ) -> Iterator[LocalBatch]:
     """Batches on the device, each made while the one before is computed with.
 
     A thread takes host batches from the workers. With CUDA it moves, decodes and augments them too, on a stream of its
     own; a CPU has no second place to compute in, and does that when a batch is asked for.
 
+    Args:
+        read_again: see `decode_on_device`.
     Raises:
-        InputError: none came for as long as ranks wait for each other.
+        InputError: none came for as long as ranks wait for each other; or a JPEG is damaged.
     """
     minutes = settings.run.collective_timeout_minutes
     hangs = (
@@ -111,32 +118,49 @@ def device_batches(
     )
     if device.type != "cuda":
         for host in ahead(batches, seconds=60 * minutes, otherwise=hangs):
-            yield LocalBatch(host, to_device(host, settings, device))
+            yield on_device(host, settings, device, read_again)
         return
-    stream = torch.cuda.Stream(device)
-    made = _on_stream(batches, settings, device, stream)
-    for local_batch, done in ahead(made, seconds=60 * minutes, otherwise=hangs):
-        _hand_over(local_batch.batch, done)
+    made = _on_stream(batches, settings, device, torch.cuda.Stream(device), read_again)
+    for local_batch in ahead(made, seconds=60 * minutes, otherwise=hangs):
+        _hand_over(local_batch, device)
         yield local_batch
 
 
 def _on_stream(
-    batches: Iterator[HostBatch], settings: PretrainSettings, device: torch.device, stream: torch.cuda.Stream
-) -> Iterator[tuple[LocalBatch, torch.cuda.Event]]:
+    batches: Iterator[HostBatch],
+    settings: PretrainSettings,
+    device: torch.device,
+    stream: torch.cuda.Stream,
+    read_again: ReadAgain | None,
+) -> Iterator[LocalBatch]:
+    # A new thread has GPU 0 current, whatever the others have, and a context there costs it half a gigabyte. torch's
+    # loader begins with the first `next`, which is below, and gives its thread that pins the GPU that is current then.
+    torch.cuda.set_device(stream.device)
     for host in batches:
         with torch.cuda.stream(stream):
-            local_batch = LocalBatch(host, to_device(host, settings, device))
-            done = stream.record_event()
-        yield local_batch, done
+            local_batch = on_device(host, settings, device, read_again)
+            ready = torch.cuda.Event(enable_timing=True)
+            ready.record(stream)
+        yield local_batch._replace(ready=ready)
 
 
-def _hand_over(batch: Batch, done: torch.cuda.Event) -> None:
+def _hand_over(local_batch: LocalBatch, device: torch.device) -> None:
     """Let the stream that computes wait for the one that copied, and the allocator know that both use the memory."""
-    current = torch.cuda.current_stream()
-    current.wait_event(done)
-    for tensor in batch:
+    current = torch.cuda.current_stream(device)
+    if local_batch.ready is not None:
+        current.wait_event(local_batch.ready)
+    for tensor in local_batch.batch:
         if tensor is not None:
             tensor.record_stream(current)
+
+
+def end_of_queue(device: torch.device) -> torch.cuda.Event | None:
+    """When a GPU has done all that was queued on its current stream until now, in its time; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    end = torch.cuda.Event(enable_timing=True)
+    end.record(torch.cuda.current_stream(device))
+    return end
 
 
 def ahead(items: Iterator[T], size: int = 1, *, seconds: float | None = None, otherwise: str = "") -> Iterator[T]:

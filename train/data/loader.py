@@ -36,7 +36,7 @@ class HostBatch(NamedTuple):
 
     `augment` holds NumPy arrays with leading axes (B, V). Where the device decodes, `images` and `views` are absent,
     and `jpegs` holds the files one after the other, each up to its `jpeg_ends`. `skipped`: the samples that were to
-    come and could not be read.
+    come and could not be read. `slots`: epoch, place and the sample id that belongs there, for each row.
     """
 
     sample_id: Int[Tensor, " b"]
@@ -51,6 +51,7 @@ class HostBatch(NamedTuple):
     jpegs: UInt8[Tensor, " bytes"] | None = None
     jpeg_ends: Int[Tensor, " b"] | None = None
     skipped: tuple[Skipped, ...] = ()
+    slots: Int[Tensor, "b 3"] | None = None
 
 
 def collate(samples: Sequence[Sample]) -> HostBatch:
@@ -66,6 +67,7 @@ def collate(samples: Sequence[Sample]) -> HostBatch:
         flipped=torch.from_numpy(np.stack([g.flipped for g in geometry])),
         augment=AugmentParams(*(np.stack(values) for values in zip(*(g.augment for g in geometry), strict=True))),
         skipped=tuple(sample.skipped for sample in samples if sample.skipped),
+        slots=torch.tensor([sample.slot for sample in samples]),
     )
     cropped = [sample.view_superpixels for sample in samples if sample.view_superpixels is not None]
     if cropped:
@@ -161,6 +163,12 @@ def host_batches(
             f"{str(error).partition('.')[0]}: a decoding process was killed, as a rule for want of memory; lower "
             "pretrain.data.num_workers or prefetch_batches"
         ) from error
+
+
+def whole_samples(reader: ShardReader, settings: PretrainSettings) -> SampleMaker:
+    """Makes the sample of a slot as a run does whose host decodes, damaged JPEGs refused or replaced alike."""
+    order = SampleOrder.of(settings, tuple(shard.samples for shard in reader.manifest.shards))
+    return SampleMaker(reader, order, settings, strictly=True)
 
 
 def _require_shared_memory(data: DataSettings, local_batch_size: int, workers: int) -> None:

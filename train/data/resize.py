@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,5 +16,10 @@ def resized(pixels: Tensor, size: int) -> Tensor:
     if pixels.device.type == "cpu":
         rows = pixels.permute(1, 2, 0).contiguous().unsqueeze(0)
         return F.interpolate(rows.permute(0, 3, 1, 2), (size, size), mode="bicubic", antialias=True)[0]
-    floats = F.interpolate(pixels.unsqueeze(0).float(), (size, size), mode="bicubic", antialias=True)
-    return floats.round_().clamp_(0, 255).to(torch.uint8)[0]
+    return resized_together([pixels.float()], size)[0]
+
+
+def resized_together(floats: Sequence[Tensor], size: int) -> Tensor:
+    """float32 (3, H, W), each of its own size → uint8 (n, 3, size, size), as `resized`; all are rounded at once."""
+    resampled = [F.interpolate(one.unsqueeze(0), (size, size), mode="bicubic", antialias=True) for one in floats]
+    return torch.cat(resampled).round_().clamp_(0, 255).to(torch.uint8)

@@ -32,11 +32,15 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleMaker:
-    """Slot → sample."""
+    """Slot → sample.
+
+    strictly: JPEGs are decoded on the host even where the device decodes them, and only whole ones come.
+    """
 
     reader: ShardReader
     order: SampleOrder
     settings: PretrainSettings
+    strictly: bool = False
 
     def __call__(self, slot: Slot) -> Sample:
         """The slot's own sample or, where `on_damage: skip` lets it, that of the next place that has a whole one.
@@ -48,13 +52,13 @@ class SampleMaker:
         """
         epoch, _, own = slot
         try:
-            return self._make(own, epoch)
+            return self._make(own, epoch)._replace(slot=slot)
         except InputError as error:
             if self.settings.data.on_damage == "fail":
                 raise
             name = self.reader.name_of(self.reader.place_of(own)[0])
             skipped = Skipped(epoch, own, name, self.reader.key_of(own), str(error))
-            return self._substitute(slot, error)._replace(skipped=skipped)
+            return self._substitute(slot, error)._replace(skipped=skipped, slot=slot)
 
     def _substitute(self, slot: Slot, first: InputError) -> Sample:
         tries = min(MAX_SUBSTITUTES, self.order.places_per_epoch - 1)
@@ -81,6 +85,7 @@ class SampleMaker:
                     augment=self.settings.augment,
                     max_superpixels=self.reader.manifest.map_stats(map_name).max_superpixels,
                     map_name=map_name,
+                    strictly=self.strictly,
                 )
             except InputError as error:
                 raise InputError(f"{self.reader.name_of(self.reader.place_of(sample_id)[0])}: {error}") from None

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from functools import partial
 
 import torch
 
@@ -13,8 +14,8 @@ from pipeline.artifacts.run_files import BACKBONE_NAME, SKIPPED_NAME, not_finite
 from pipeline.foundation.errors import AgreedError, InputError
 from pipeline.foundation.files import write_atomic
 from pipeline.foundation.progress import Progress, say
-from train.data.device import LocalBatch, device_batches
-from train.data.loader import host_batches
+from train.data.device import LocalBatch, device_batches, end_of_queue
+from train.data.loader import host_batches, whole_samples
 from train.data.shards.open import max_superpixels
 from train.data.shards.reader import Skipped
 from train.data.shards.skipped import SkippedLog, require_few_skipped
@@ -100,7 +101,7 @@ class _Loop:
         self.log = RunLog(self.run, self.settings, first_step=first_step, run_id=run_id) if world.is_main else None
         self.skipped: SkippedLog | None = None
         from_main(lambda: self._open_skipped(first_step), world)
-        self.clock = StepClock()
+        self.clock = StepClock(mark=partial(end_of_queue, self.world.device))
         if first_step == 0 and from_main(lambda: "" if self.panels.are_drawn(self.run, step=0) else "wanted", world):
             self._draw_panels(0)
         progress = Progress("pretrain", plan.total_steps, "steps", done=first_step)
@@ -156,7 +157,9 @@ class _Loop:
             node_ranks=node_ranks(),
             pin_memory=self.world.device.type == "cuda",
         )
-        return self.clock.waiting(device_batches(host, self.settings, self.world.device))
+        read_again = whole_samples(self.job.reader, self.settings)
+        local_batches = device_batches(host, self.settings, self.world.device, read_again)
+        return self.clock.waiting(local_batches, lambda local_batch: local_batch.ready)
 
     def _note_skipped(self, skipped: list[Skipped], step: int) -> None:
         """Name what any rank skipped; raises AgreedError once it is too much."""

@@ -1,17 +1,22 @@
 """Every operator against torchvision's (PIL's for solarize), one image at a time."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from torch._subclasses import FakeTensorMode
 from torchvision.transforms import v2
 
+from tests.train.data.launches import Launches
 from train.config.data import AugmentSettings
 from train.data.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     AugmentParams,
     _augmented,
+    _augmented_together,
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
@@ -159,11 +164,60 @@ def test_neither_layout_nor_company_changes_a_view() -> None:
         assert torch.equal(together[i : i + 1], augment_views(pixels[i : i + 1], one, AugmentSettings()))
 
 
+def by_all_orders(count: int) -> AugmentParams:
+    """Every one of the 24 orders, images without jitter between them, and factors that clamp."""
+    rng = np.random.default_rng(11)
+    orders = np.array(list(itertools.permutations(range(4))))[np.arange(count) % 24]
+    jitter = np.arange(count) % 5 != 3
+    factors = rng.uniform((0.3, 0.3, 0.3, -0.5), (1.9, 1.9, 1.9, 0.5), (count, 4)).astype(np.float32)
+    return AugmentParams(**{**identity(count), "order": orders, "jitter": jitter, "factors": factors})
+
+
+def test_the_whole_batch_s_jitter_equals_that_of_one_operator_after_the_other() -> None:
+    pixels = torch.randint(0, 256, (48, 3, 24, 20), dtype=torch.uint8, generator=GENERATOR)
+    pixels[:, :, :3] = pixels[:, :1, :3]  # grey
+    pixels[:, :, 3:5] = torch.tensor([255, 0, 0, 255, 0, 255], dtype=torch.uint8).view(1, 3, 2, 1)  # two colours alike
+    pixels[::2, :, 5] = 0
+    nhwc = pixels.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # as batches come from the host
+    params = by_all_orders(48)
+    expected = _augmented(pixels, params, AugmentSettings())
+    for given in (pixels, nhwc):
+        found = undone(_augmented_together(given, params, AugmentSettings(), torch.float32))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        assert found.is_contiguous()
+    assert (expected - pixels / 255).abs().mean() > 0.2  # the factors are no identities
+
+
+@pytest.mark.parametrize("jitter", [True, False])
+def test_a_batch_that_all_or_nobody_jitters(jitter: bool) -> None:
+    pixels = torch.randint(0, 256, (7, 3, 12, 12), dtype=torch.uint8, generator=GENERATOR)
+    params = by_all_orders(7)._replace(jitter=np.full(7, jitter))
+    found = undone(_augmented_together(pixels, params, AugmentSettings(), torch.float32))
+    torch.testing.assert_close(found, _augmented(pixels, params, AugmentSettings()), atol=1e-5, rtol=0)
+
+
 def test_the_batched_path_of_a_gpu_equals_the_view_by_view_path_of_a_cpu() -> None:
-    pixels = torch.randint(0, 256, (12, 3, 24, 24), dtype=torch.uint8, generator=GENERATOR)
-    params = drawn_for(12)
-    batched = normalize(_augmented(pixels, params, AugmentSettings()))
-    torch.testing.assert_close(batched, augment_views(pixels, params, AugmentSettings()), atol=1e-5, rtol=1e-5)
+    pixels = torch.randint(0, 256, (40, 3, 24, 24), dtype=torch.uint8, generator=GENERATOR)
+    params = drawn_for(40)
+    expected = augment_views(pixels, params, AugmentSettings())
+    for batched in (
+        normalize(_augmented(pixels, params, AugmentSettings())),
+        _augmented_together(pixels, params, AugmentSettings(), torch.float32),
+    ):
+        # a pixel within rounding of the solarize threshold may fall on either side
+        assert ((batched - expected).abs() > 1e-5 / 0.22).sum() <= 3 * 2
+    rounded = _augmented_together(pixels, params, AugmentSettings(), torch.bfloat16)
+    assert torch.equal(rounded, batched.bfloat16())
+
+
+@pytest.mark.long
+def test_a_gpu_augments_a_batch_by_few_kernels() -> None:
+    """300 where every operator gathered the images that it was for, of whatever batch."""
+    with FakeTensorMode(allow_non_fake_inputs=True), Launches() as launches:
+        views = torch.empty(64, 3, 32, 32, dtype=torch.uint8, device="cuda")
+        found = augment_views(views, drawn_for(64), AugmentSettings(), dtype=torch.bfloat16)
+    assert (found.device.type, found.dtype) == ("cuda", torch.bfloat16)
+    assert launches.count <= 121
 
 
 def test_bfloat16_is_the_float32_result_rounded() -> None:

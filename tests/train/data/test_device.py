@@ -5,7 +5,11 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from queue import Empty
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +18,11 @@ from pipeline.artifacts.manifest import Manifest
 from pipeline.foundation.errors import InputError
 from train.config.pretrain import PretrainSettings
 from train.data import device as device_module
-from train.data.device import LocalBatch, ahead, device_batches, to_device
+from train.data.device import LocalBatch, ahead, device_batches, end_of_queue, to_device
 from train.data.loader import host_batches
 from train.data.shards.open import open_shards
 from train.data.shards.reader import ShardReader
+from train.r2o.model import Batch
 
 CPU = torch.device("cpu")
 
@@ -113,6 +118,99 @@ def test_cuda_gives_the_cpu_s_batches(shards: Path, decode: str) -> None:
         for ours, theirs in zip(cuda.batch, cpu.batch, strict=True):
             assert ours.device.type == "cuda"
             assert (ours.cpu().float() - theirs.float()).abs().mean() < (1e-4 if decode == "host" else 0.02)
+
+
+class FakeCuda:
+    """Threads each have a current device, 0 at first; streams and events note in which order they are used."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.of_thread = threading.local()
+        self.calls: list[tuple[object, ...]] = []
+        for name in ("set_device", "Stream", "stream", "Event", "current_stream"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.accelerator, "current_device_index", self.current_device)
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, s: self.note("memory is of", s.name))
+        monkeypatch.setattr(device_module, "to_device", lambda *_: self.note("made") or self.batch())
+
+    def note(self, *what: object) -> None:
+        self.calls.append((*what, self.current_device()))
+
+    def current_device(self) -> int:
+        return getattr(self.of_thread, "device", 0)
+
+    def set_device(self, device: torch.device) -> None:
+        self.of_thread.device = device.index
+
+    def batch(self) -> Batch:
+        zero = torch.zeros(1)
+        return Batch(zero, zero, zero, zero, zero)
+
+    def Stream(self, device: torch.device) -> SimpleNamespace:
+        return SimpleNamespace(name="side stream", device=device)
+
+    def stream(self, stream: SimpleNamespace) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def current_stream(self, device: torch.device) -> SimpleNamespace:
+        waits = lambda event: self.note("computing waits for", event.of)  # noqa: E731
+        return SimpleNamespace(name=f"stream of {device}", device=device, wait_event=waits)
+
+    def Event(self, *, enable_timing: bool) -> SimpleNamespace:
+        event = SimpleNamespace(of=None, timed=enable_timing)
+
+        def record(stream: SimpleNamespace) -> None:
+            event.of = stream.name
+            self.note("event of", stream.name)
+
+        event.record = record
+        return event
+
+
+def test_the_thread_takes_the_rank_s_gpu_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, device = FakeCuda(monkeypatch), torch.device("cuda", 3)
+    fake.set_device(device)  # as `world` does in the main thread
+
+    def hosts() -> Iterator[SimpleNamespace]:
+        for _ in range(2):
+            fake.note("loaded in", threading.current_thread() is threading.main_thread())
+            yield SimpleNamespace(jpegs=None)
+
+    first, second = device_batches(hosts(), settings_of(), device)
+    assert {call[-1] for call in fake.calls} == {3}
+    assert ("loaded in", False, 3) in fake.calls
+    assert [call for call in fake.calls if call[0] in ("loaded in", "made", "event of")] == 2 * [
+        ("loaded in", False, 3),
+        ("made", 3),
+        ("event of", "side stream", 3),
+    ]
+    waits = [call for call in fake.calls if call[0] in ("computing waits for", "memory is of")]
+    assert waits == 2 * [("computing waits for", "side stream", 3), *5 * [("memory is of", "stream of cuda:3", 3)]]
+    assert first.ready.timed
+    assert first.ready is not second.ready
+    end = end_of_queue(device)
+    assert (end.of, end.timed) == ("stream of cuda:3", True)
+    assert end_of_queue(CPU) is None
+
+
+@pytest.mark.processes
+def test_the_thread_that_pins_gets_the_rank_s_gpu(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, device, given = FakeCuda(monkeypatch), torch.device("cuda", 3), []
+
+    def pin(batches: Any, pinned: Any, device_index: int, done: threading.Event, *_: object) -> None:
+        given.append(device_index)
+        while not done.is_set():
+            with suppress(Empty):
+                pinned.put(batches.get(timeout=0.05))
+
+    monkeypatch.setattr("torch.utils.data._utils.pin_memory._pin_memory_loop", pin)
+    settings = settings_of(num_workers=1)
+    reader = open_shards(str(shards), Manifest.read(shards), settings.data)
+    hosts = host_batches(reader, settings, range(2), rank=0, num_ranks=1, pin_memory=True)
+    assert fake.current_device() == 0  # and stays so here: only the thread's own device decides
+    assert len(list(device_batches(hosts, settings, device))) == 2
+    assert given == [3]
 
 
 @pytest.mark.processes

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses import FakeTensorMode
+from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from pipeline.artifacts.sample import SampleMeta, encode_label_map
 from pipeline.foundation.errors import InputError
+from tests.train.data.launches import Launches
 from train.config.data import AugmentSettings, DataSettings
 from train.data.views import (
     PixelBox,
@@ -20,6 +23,7 @@ from train.data.views import (
     decode_pixels,
     make_sample,
     random_crop_box,
+    resize_and_crop_together,
 )
 from train.r2o.masks import align_label_map
 
@@ -244,3 +248,50 @@ def test_a_damaged_sample_is_named(found: dict[str, bytes], message: str) -> Non
 def test_an_id_above_the_manifests_bound_is_found() -> None:
     with pytest.raises(InputError, match="not what its json says"):
         decode_labels(GOOD, key="k", max_superpixels=15)
+
+
+def rounded(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    """One crop as a GPU resized it when it took crop by crop."""
+    floats = F.interpolate(pixels.unsqueeze(0).float(), (size, size), mode="bicubic", antialias=True)
+    return floats.round().clamp(0, 255).to(torch.uint8)[0]
+
+
+def some_images(count: int) -> tuple[list[torch.Tensor], list[tuple[PixelBox, PixelBox]]]:
+    generator, rng = torch.Generator().manual_seed(3), np.random.default_rng(3)
+    sizes = [(int(h), int(w)) for h, w in rng.integers(20, 60, (count, 2))]
+    images = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8, generator=generator) for h, w in sizes]
+    boxes = [
+        tuple(random_crop_box(rng, width=w, height=h, scale=(0.1, 1), ratio=(3 / 4, 4 / 3)) for _ in (0, 1))
+        for h, w in sizes
+    ]
+    return images, boxes
+
+
+def test_crops_that_are_rounded_together_are_those_of_one_by_one() -> None:
+    images, boxes = some_images(35)  # more than are held at once
+    flipped = torch.arange(70).view(35, 2) % 3 == 0
+    whole, views = resize_and_crop_together(images, boxes, flipped, image_size=24, view_size=16)
+    assert (whole.shape, views.shape) == ((35, 3, 24, 24), (35, 2, 3, 16, 16))
+    assert whole.dtype == views.dtype == torch.uint8
+    for number, (pixels, pair) in enumerate(zip(images, boxes, strict=True)):
+        assert torch.equal(whole[number], rounded(pixels, 24))
+        for view, box, flip in zip(views[number], pair, flipped[number].tolist(), strict=True):
+            expected = rounded(pixels[:, box.top : box.bottom, box.left : box.right], 16)
+            assert torch.equal(view, expected.flip(-1) if flip else expected)
+
+
+@pytest.mark.long
+def test_a_gpu_launches_four_kernels_an_image() -> None:
+    images, boxes = some_images(32)
+    counts, flipped = [], torch.zeros(32, 2, dtype=torch.bool)
+    for number in (1, 32):
+        with FakeTensorMode(allow_non_fake_inputs=True), Launches() as launches:
+            there = [torch.empty(image.shape, dtype=torch.uint8, device="cuda") for image in images[:number]]
+            made = launches.count
+            whole, views = resize_and_crop_together(
+                there, boxes[:number], flipped[:number], image_size=24, view_size=16
+            )
+            counts.append(launches.count - made)
+        assert whole.device.type == views.device.type == "cuda"
+    assert (counts[1] - counts[0]) / 31 == 4
+    assert counts[0] == 4 + 13

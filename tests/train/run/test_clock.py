@@ -47,3 +47,76 @@ def test_time_goes_to_steps_waits_and_what_is_apart() -> None:
 def test_no_batch_yet() -> None:
     clock = StepClock(Time())
     assert (clock.elapsed, clock.images_per_second, clock.data_wait) == (0, 0, 0)
+
+
+class Machine:
+    """A host, a device and a loader in one time, in ms, whose events tell what the device did when."""
+
+    def __init__(self, *, host: float, step: float, period: float, blocks: float = 0.0, copy: float = 2.0) -> None:
+        self.host, self.step, self.period, self.blocks, self.copy = host, step, period, blocks, copy
+        self.now, self.free = 0.0, 0.0
+
+    def seconds(self) -> float:
+        return self.now / 1000
+
+    def end_of_queue(self) -> "Event":
+        return Event(self, max(self.now, self.free))
+
+    def batches(self, count: int):
+        for number in range(count):
+            self.now = max(self.now, self.period * (number + 1)) + (self.blocks if number else 0)
+            yield Event(self, self.now - self.blocks + self.copy if number else self.now)
+
+    def run(self, count: int) -> StepClock:
+        clock = StepClock(self.seconds, self.end_of_queue)
+        for ready in clock.waiting(self.batches(count), lambda event: event):
+            self.free = max(self.now, self.free, ready.at) + self.step
+            self.now += self.host
+        return clock
+
+
+class Event:
+    def __init__(self, machine: Machine, at: float) -> None:
+        self.machine, self.at = machine, at
+
+    def query(self) -> bool:
+        return self.machine.now >= self.at
+
+    def elapsed_time(self, other: "Event") -> float:
+        assert max(self.at, other.at) <= self.machine.now, "an event that is not over has no time"
+        return other.at - self.at
+
+
+def test_a_device_that_waits_for_a_slow_loader_waits_for_what_its_steps_leave() -> None:
+    """A batch every 50 ms and 2 ms to copy it, steps of 10 ms: 40 of 50 ms, and 42 after the first, which is there."""
+    machine = Machine(host=1, step=10, period=50)
+    clock = machine.run(11)
+    machine.now += 1  # the copy of the last batch is over
+    assert machine.now == 552
+    assert clock.data_wait == pytest.approx((42 + 9 * 40) / (552 - 50))
+    assert clock.seconds()["steps"] == pytest.approx(0.502 - 0.402)
+
+
+def test_a_device_that_is_behind_its_host_waits_for_nothing_however_long_the_host_does() -> None:
+    """Steps of 100 ms, batches every 5; the host is held up for 60 ms in every `next`, and is ahead all the same."""
+    machine = Machine(host=1, step=100, period=5, blocks=60)
+    clock = machine.run(11)
+    machine.now = machine.free
+    assert machine.now == 5 + 11 * 100
+    assert clock.data_wait == 0
+    by_host = StepClock(machine.seconds)
+    machine.now = 0
+    for _ in by_host.waiting(machine.batches(11)):
+        machine.now += 1
+    assert by_host.data_wait > 0.9  # what the host's time would tell
+
+
+def test_a_wait_counts_once_the_device_has_passed_it() -> None:
+    machine = Machine(host=0, step=10, period=50, copy=7)
+    clock = machine.run(2)
+    assert (machine.now, clock.data_wait) == (100, 0)  # the copy of the second batch ends at 107
+    assert clock.since_last_report(num_ranks=1)["data_wait"] == 0
+    machine.now = 110
+    assert clock.data_wait == pytest.approx(47 / 60)
+    assert clock.since_last_report(num_ranks=1)["data_wait"] == pytest.approx(47 / 10)
+    assert clock.data_wait == pytest.approx(47 / 60)  # once
