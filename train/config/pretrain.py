@@ -127,7 +127,7 @@ class RunSettings(Settings):
         precision: of the networks' passes; weights, updates, K-means and loss are float32. `fp16` scales the loss and
             skips the updates that overflow. `tf32` rounds float32 products on CUDA devices that can. `auto` becomes
             `bf16` where GPUs or processor multiply it in hardware, else `fp32`; a run keeps what it began with.
-        compile: torch.compile of the backbones.
+        compile: torch.compile of the backbones, for steps alone; the first takes a minute or more.
         milestone_every_epochs: the checkpoints at the ends of such epochs are never removed.
         checkpoint_every_minutes: also so long after the last one.
         collective_timeout_minutes: a process that waits longer for the others takes them for dead, as it does
@@ -142,7 +142,7 @@ class RunSettings(Settings):
 
     NOT_CONTENT: ClassVar[frozenset[str]] = frozenset(
         {
-            "local_batch_size", "accumulation", "on_other_batch", "compile", "log_every_steps",
+            "local_batch_size", "accumulation", "on_other_batch", "compile", "cudnn_benchmark", "log_every_steps",
             "checkpoint_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints",
             "milestone_every_epochs", "panels_every_epochs", "panels_every_steps", "panel_images", "panel_image_size",
             "collective_timeout_minutes", "wandb_project", "probe_every_epochs", "probe_images", "probe_masks",
@@ -156,6 +156,7 @@ class RunSettings(Settings):
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
+    cudnn_benchmark: bool = Field(False, description="cuDNN tries its algorithms; runs then repeat to rounding alone")
     log_every_steps: Positive = 10
     checkpoint_every_epochs: Positive = 1
     checkpoint_every_steps: Positive | None = Field(None, description="also within epochs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,6 +51,7 @@ def build_training(
     """A run at its beginning, on this rank alone; make it `distributed` once its state is the ranks' common one."""
     assert settings.run.precision != "auto", "settle_precision comes first"
     _set_tf32(settings.run.precision == "tf32")
+    torch.backends.cudnn.benchmark = settings.run.cudnn_benchmark
     r2o = build_model(settings, max_superpixels=max_superpixels, init=init).to(world.device).train()
     if settings.run.channels_last:
         r2o = r2o.to(memory_format=torch.channels_last)
@@ -67,11 +69,17 @@ def distributed(training: Training) -> Training:
 
 
 def compile_backbones(model: R2O) -> None:
-    """torch.compile both backbones in place; parameters and their names stay."""
+    """torch.compile both backbones in place, at the first step: for the precision that trains. Names stay."""
     for network in (model.online, model.target):
         backbone = network["backbone"]
         backbone.compile()
         backbone.forward_c4 = torch.compile(backbone.forward_c4)  # type: ignore[arg-type, assignment]
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """Within it, what is compiled runs as it was before: other sizes or precisions would each be compiled anew."""
+    eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return eager
 
 
 def _set_tf32(allowed: bool) -> None:

@@ -22,7 +22,7 @@ from train.data.shards.skipped import SkippedLog, require_few_skipped
 from train.distributed.collectives import from_main, sum_over_ranks, texts_of_all
 from train.distributed.environment import node_ranks
 from train.distributed.world import World
-from train.engine.build import Training, build_training, compile_backbones, distributed, unwrapped
+from train.engine.build import Training, build_training, compile_backbones, distributed, uncompiled, unwrapped
 from train.engine.checkpoint import Checkpoints, checkpoints, resume
 from train.engine.job import Job, what_starts
 from train.engine.memory import run_memory_named
@@ -223,7 +223,7 @@ class _Loop:
 
     def _draw_panels(self, done: int) -> None:
         epoch = max(done - 1, 0) // self.plan.steps_per_epoch
-        with self._apart("panels", done):
+        with self._apart("panels", done), uncompiled():
             refined_maps = self.panels.refined_maps(unwrapped(self.training.model), epoch=epoch)
             if self.log is None:
                 return
@@ -238,7 +238,7 @@ class _Loop:
         if self.probe is None:
             return
         epoch = (done - 1) // self.plan.steps_per_epoch
-        with self._apart("probe", done):
+        with self._apart("probe", done), uncompiled():
             figures = self.probe.figures(unwrapped(self.training.model), epoch=epoch)
             if self.log is not None and figures:
                 self.log.write(step=done - 1, epoch=epoch, **figures)

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from pipeline.artifacts.sample import SampleMeta, encode_label_map
 from pipeline.foundation.errors import InputError
-from tests.train.data.launches import Launches
+from tests.train.launches import DEVICE, launches
 from train.config.data import AugmentSettings, DataSettings
 from train.data.views import (
     PixelBox,
@@ -285,13 +284,13 @@ def test_a_gpu_launches_four_kernels_an_image() -> None:
     images, boxes = some_images(32)
     counts, flipped = [], torch.zeros(32, 2, dtype=torch.bool)
     for number in (1, 32):
-        with FakeTensorMode(allow_non_fake_inputs=True), Launches() as launches:
-            there = [torch.empty(image.shape, dtype=torch.uint8, device="cuda") for image in images[:number]]
-            made = launches.count
+        there = [torch.empty(image.shape, dtype=torch.uint8, device=DEVICE) for image in images[:number]]
+        with launches() as counted:
             whole, views = resize_and_crop_together(
                 there, boxes[:number], flipped[:number], image_size=24, view_size=16
             )
-            counts.append(launches.count - made)
-        assert whole.device.type == views.device.type == "cuda"
+        counts.append(counted.kernels.total())
+        assert whole.device == views.device == DEVICE
+        assert counted.waits == []
     assert (counts[1] - counts[0]) / 31 == 4
     assert counts[0] == 4 + 13

@@ -5,15 +5,18 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from tests.train.engine.launches import DEVICE, Launches, launches
+from tests.train.launches import DEVICE, Launches, launches
 from train.config.batches import plan_batches
 from train.config.pretrain import PretrainSettings
-from train.data.device import LocalBatch
+from train.data.augment import AugmentParams, draw_params
+from train.data.device import LocalBatch, to_device
+from train.data.loader import HostBatch
 from train.distributed import batch_norm
 from train.distributed.batch_norm import statistics_by_part, with_global_batch_norm
 from train.distributed.world import World
@@ -88,6 +91,28 @@ def test_passes_that_add_up_wait_no_more_than_alone() -> None:
     with launches() as counted:
         train_step(training, [batch(), batch()], step=0)
     assert counted.waits == ["rows are counted", "rows are counted", "a copy to cpu"]
+
+
+def test_a_batch_reaches_the_device_without_a_wait() -> None:
+    settings = settings_of(16, run={"precision": "bf16", "channels_last": True})
+    rng = np.random.default_rng(0)
+    drawn = [draw_params(rng, settings.augment) for _ in range(IMAGES)]
+    host = HostBatch(
+        sample_id=torch.arange(IMAGES),
+        images=torch.zeros(IMAGES, 3, SIZE, SIZE, dtype=torch.uint8),
+        superpixels=torch.zeros(IMAGES, SIZE, SIZE, dtype=torch.uint8),
+        views=torch.zeros(IMAGES, 2, 3, SIZE, SIZE, dtype=torch.uint8),
+        boxes=torch.zeros(IMAGES, 2, 4, dtype=torch.long),
+        crop_box=torch.zeros(IMAGES, 2, 4),
+        flipped=torch.zeros(IMAGES, 2, dtype=torch.bool),
+        augment=AugmentParams(*(np.stack(values) for values in zip(*drawn, strict=True))),
+    )
+    with launches() as counted:
+        made = to_device(host, settings, DEVICE)
+    assert (made.views.dtype, made.views.device) == (torch.bfloat16, DEVICE)
+    assert counted.waits == []
+    assert counted.mixed == []
+    assert counted.kernels.total() <= 140
 
 
 @pytest.fixture
