@@ -185,8 +185,8 @@ def _usual_time(settings: PretrainSettings, plan: BatchPlan, flops: float) -> st
         times.append(f"{_duration(flops / (plan.num_ranks * speed))} on {plan.num_ranks} × {gpu}")
         shares.append(f"{speed / published.peak / 1e10:.0f}")
     return (
-        f"{', '.join(times)}, estimated, not measured: at {', '.join(shares)} % of their peak, as others train ResNet-50 "
-        f"on one ({SOURCE}; {own})"
+        f"{', '.join(times)}, estimated, not measured: at {', '.join(shares)} % of their peak, as others train "
+        f"ResNet-50 on one ({SOURCE}; {own})"
     )
 
 

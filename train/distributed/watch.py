@@ -72,7 +72,7 @@ class _Line:
         return messages
 
 
-class Watch:
+class RankWatch:
     """This rank's side. It runs from the start until `close`.
 
     Args:
@@ -113,7 +113,7 @@ class Watch:
         return self._loss
 
     def close(self, loss: Loss | None = None) -> None:
-        """Watch no longer: all is done, or this rank ends and tells the others of it."""
+        """RankWatch no longer: all is done, or this rank ends and tells the others of it."""
         if loss is not None:
             self._last_words = ["ends", loss.code, loss.text[: LONGEST // 8]]
         self._closing.set()

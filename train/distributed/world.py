@@ -22,7 +22,7 @@ from pipeline.foundation.exit_codes import EXIT_FAILED, EXIT_INPUT_ERROR, EXIT_I
 from pipeline.foundation.progress import say
 from pipeline.foundation.this_rank import this_rank
 from train.distributed.environment import local_gpu, num_ranks
-from train.distributed.watch import BEAT, Loss, Watch, leave_now
+from train.distributed.watch import BEAT, Loss, RankWatch, leave_now
 
 ENDING = 60.0  # seconds that taking the process group apart may take
 
@@ -62,7 +62,7 @@ def world_from_environment(*, timeout_minutes: float = 10.0) -> Iterator[World]:
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
         store = _store_of_this_start(rank, size, timeout)
-        watch = Watch(rank, size, store, address=address, seconds=timeout.total_seconds())
+        watch = RankWatch(rank, size, store, address=address, seconds=timeout.total_seconds())
         dist.init_process_group(
             "nccl" if cuda else "gloo",
             store=store,
@@ -95,7 +95,7 @@ def world_from_environment(*, timeout_minutes: float = 10.0) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _told(error: BaseException, watch: Watch, rank: int) -> BaseException:
+def _told(error: BaseException, watch: RankWatch, rank: int) -> BaseException:
     """What to raise in place of an error, of which the others have been told; this process ends without waiting.
 
     The process group is left as it is, for NCCL takes it apart together with the others. They may never do so.

@@ -17,7 +17,7 @@ from pipeline.foundation.errors import InputError
 from pipeline.foundation.exit_codes import EXIT_FAILED, EXIT_INPUT_ERROR, EXIT_INTERRUPTED, EXIT_REQUEUE
 from train.distributed import watch as watch_module
 from train.distributed import world as world_module
-from train.distributed.watch import Loss, Watch
+from train.distributed.watch import Loss, RankWatch
 from train.run.stopping import StoppedError
 
 ADDRESS = ("127.0.0.1", 1)
@@ -25,17 +25,17 @@ LONG = 600.0  # seconds
 
 
 @pytest.fixture
-def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Watch]]]:
+def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[RankWatch]]]:
     """Watches of some ranks in this process, and the codes with which they would have left it."""
     monkeypatch.setattr(watch_module, "BEAT", 0.05)
     monkeypatch.setattr(watch_module, "GRACE", 0.2)
-    made: list[Watch] = []
+    made: list[RankWatch] = []
 
-    def start(count: int, seconds: float = LONG, *, greeted: bool = True) -> list[Watch]:
+    def start(count: int, seconds: float = LONG, *, greeted: bool = True) -> list[RankWatch]:
         store = dist.HashStore()
         for rank in range(count):
             made.append(
-                Watch(rank, count, store, address=ADDRESS, seconds=seconds, leave=codes.setdefault(rank, []).append)
+                RankWatch(rank, count, store, address=ADDRESS, seconds=seconds, leave=codes.setdefault(rank, []).append)
             )
         return made
 
@@ -53,7 +53,7 @@ def until(holds: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_ranks_that_work_for_long_are_not_lost(ranks: Callable[..., list[Watch]]) -> None:
+def test_ranks_that_work_for_long_are_not_lost(ranks: Callable[..., list[RankWatch]]) -> None:
     watches = ranks(3, seconds=0.5)
     time.sleep(1.5)  # three times the limit
     assert [watch.loss(within=0) for watch in watches] == [None] * 3
@@ -61,7 +61,7 @@ def test_ranks_that_work_for_long_are_not_lost(ranks: Callable[..., list[Watch]]
 
 
 def test_the_reason_of_one_is_told_to_all_others_who_leave_with_its_code(
-    ranks: Callable[..., list[Watch]], capsys: pytest.CaptureFixture[str]
+    ranks: Callable[..., list[RankWatch]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     watches = ranks(3)
     watches[1].close(Loss(EXIT_INPUT_ERROR, "shard 7 is damaged"))
@@ -73,7 +73,7 @@ def test_the_reason_of_one_is_told_to_all_others_who_leave_with_its_code(
     assert set(capsys.readouterr().err.splitlines()) == said
 
 
-def test_the_first_rank_tells_its_reason_too(ranks: Callable[..., list[Watch]]) -> None:
+def test_the_first_rank_tells_its_reason_too(ranks: Callable[..., list[RankWatch]]) -> None:
     watches = ranks(3)
     watches[0].close(Loss(EXIT_FAILED, "x" * 100_000))
     assert [watches[rank].loss(within=30) for rank in (1, 2)] == [
@@ -82,7 +82,7 @@ def test_the_first_rank_tells_its_reason_too(ranks: Callable[..., list[Watch]]) 
 
 
 def test_who_ends_by_itself_in_time_is_not_ended(
-    ranks: Callable[..., list[Watch]], monkeypatch: pytest.MonkeyPatch
+    ranks: Callable[..., list[RankWatch]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch_module, "GRACE", 0.5)
     watches = ranks(2)
@@ -94,14 +94,14 @@ def test_who_ends_by_itself_in_time_is_not_ended(
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_ranks_that_end_in_good_order_lose_nobody(ranks: Callable[..., list[Watch]], first: int) -> None:
+def test_ranks_that_end_in_good_order_lose_nobody(ranks: Callable[..., list[RankWatch]], first: int) -> None:
     watches = ranks(3)
     watches[first].close()
     time.sleep(0.3)
     assert [watch.loss(within=0) for watch in watches] == [None] * 3
 
 
-def test_what_is_no_rank_of_this_start_is_not_listened_to(ranks: Callable[..., list[Watch]]) -> None:
+def test_what_is_no_rank_of_this_start_is_not_listened_to(ranks: Callable[..., list[RankWatch]]) -> None:
     watches = ranks(2)
     port = watches[0]._server.getsockname()[1]
     ends = json.dumps(["ends", 2, "no"]).encode()
@@ -122,7 +122,7 @@ def test_what_is_no_rank_of_this_start_is_not_listened_to(ranks: Callable[..., l
     ],
 )
 def test_an_error_that_nccl_has_noted_ends_the_ranks_before_it_aborts_them(
-    ranks: Callable[..., list[Watch]], monkeypatch: pytest.MonkeyPatch, error: str, text: str
+    ranks: Callable[..., list[RankWatch]], monkeypatch: pytest.MonkeyPatch, error: str, text: str
 ) -> None:
     backend = type("Backend", (), {"get_error": lambda self: noted[0]})()
     noted = [ErrorType.SUCCESS]

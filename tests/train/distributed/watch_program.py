@@ -14,7 +14,7 @@ import torch.distributed as dist
 from pipeline.foundation.errors import InputError, exit_code_of
 from pipeline.foundation.progress import say
 from train.distributed import world as world_module
-from train.distributed.watch import Watch
+from train.distributed.watch import RankWatch
 from train.distributed.world import LostRankError, World, world_from_environment
 
 
@@ -54,5 +54,5 @@ def main() -> int:
 if __name__ == "__main__":
     world_module.ENDING = 1.0
     seconds = 60 * float(sys.argv[1])
-    world_module.Watch = lambda *given, **named: Watch(*given, **{**named, "seconds": seconds})
+    world_module.RankWatch = lambda *given, **named: RankWatch(*given, **{**named, "seconds": seconds})
     sys.exit(exit_code_of(main))
