@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.foundation.errors import AgreedError, InputError, exit_code_of
-from pipeline.foundation.exit_codes import EXIT_FAILED
 from pipeline.foundation.progress import say
 from pipeline.foundation.settings import load_settings
 from pipeline.foundation.this_rank import is_first_rank, this_rank
@@ -66,13 +65,13 @@ def _main(arguments: argparse.Namespace, settings: PretrainSettings, request: St
     except LostRankError as error:
         time.sleep(MAIN_SPEAKS_FIRST / 2)  # whoever started the ranks blames the one that died, and ends this one
         say(f"r2o: {error}")
-        return EXIT_FAILED
+        return error.code
     except InputError as error:
         if is_first_rank():
             raise
         # As a rule every rank finds the same, and launchers end the others when one ends. A fault that this rank alone
-        # has is said after that time, by the rank's number; the others wait for it until then, or until
-        # `collective_timeout_minutes` where nobody ends them.
+        # has is said after that time, by the rank's number. Once ranks have met, the others have been told of it, and
+        # have said it before.
         time.sleep(MAIN_SPEAKS_FIRST)
         names_itself = isinstance(error, AgreedError) or str(error).startswith(f"rank {this_rank()} ")
         raise error if names_itself else InputError(f"rank {this_rank()}: {error}") from None

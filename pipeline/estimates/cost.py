@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.artifacts.run_files import LOG_NAME
+from pipeline.estimates.rates import BACKBONE, RATES, SOURCE, reached
 from train.config.batches import BatchPlan, batch_bytes, sample_numbers
 from train.config.pretrain import PretrainSettings
 
@@ -21,14 +22,6 @@ FLOAT, HALF = 4, 2  # bytes
 LARGEST_MAP = 64 * 112**2  # elements of an image's largest feature map at 224 px
 LIVE_MAPS = 3  # of that size, while nothing is kept
 USUAL_SUPERPIXELS = 100
-UTILISATION = (
-    0.2  # share of the peak that is assumed, about what a ResNet-50 reaches; large matrix products reach twice it
-)
-# dense TFLOP/s by precision
-ACCELERATORS: dict[str, dict[str, float]] = {
-    "A100": {"bf16": 312, "fp16": 312, "tf32": 156, "fp32": 19.5},
-    "H100": {"bf16": 989, "fp16": 989, "tf32": 495, "fp32": 67},
-}
 RATE_LINES = 20
 
 
@@ -175,18 +168,26 @@ def cost_rows(settings: PretrainSettings, plan: BatchPlan, run: Path | None = No
         f"{data.prefetch_batches} batches",
         "checkpoint": f"{_gb(disk)}, and so much memory while it is written; {keep} and {milestones} milestones are "
         f"kept: {_gb((keep + milestones + 1) * disk)} of disk",
-        "time": _measured_time(plan, run) or _ideal_time(settings, plan, total),
+        "time": _measured_time(plan, run) or _usual_time(settings, plan, total),
     }
 
 
-def _ideal_time(settings: PretrainSettings, plan: BatchPlan, flops: float) -> str:
-    times = [
-        f"{_duration(flops / (plan.num_ranks * UTILISATION * peaks[precision_of(settings)] * 1e12))} on "
-        f"{plan.num_ranks} × {name}"
-        for name, peaks in ACCELERATORS.items()
-    ]
-    assumed = f"{UTILISATION * 100:.0f} % of their {precision_of(settings)} peak"
-    return f"{', '.join(times)}, assuming {assumed} (--run tells a run's own rate)"
+def _usual_time(settings: PretrainSettings, plan: BatchPlan, flops: float) -> str:
+    """The time at the operations a second that supervised training of the same network reaches, where that is known."""
+    name, precision = settings.model.backbone, precision_of(settings)
+    own = "--run tells a run's own rate"
+    known = {gpu: by[precision] for gpu, by in RATES.items() if precision in by} if name == BACKBONE else {}
+    if not known:
+        return f"not estimated: no published rate of {name} in {precision} is known here ({own})"
+    macs, times, shares = TRUNKS[name].c5_macs, [], []
+    for gpu, published in known.items():
+        speed = reached(published, macs)
+        times.append(f"{_duration(flops / (plan.num_ranks * speed))} on {plan.num_ranks} × {gpu}")
+        shares.append(f"{speed / published.peak / 1e10:.0f}")
+    return (
+        f"{', '.join(times)}, estimated, not measured: at {', '.join(shares)} % of their peak, as others train "
+        f"ResNet-50 on one ({SOURCE}; {own})"
+    )
 
 
 def _measured_time(plan: BatchPlan, run: Path | None) -> str | None:

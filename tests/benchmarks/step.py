@@ -19,12 +19,13 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from preprocess.config import ShardSettings
 from tests.benchmarks.clustering import clustering
 from tests.benchmarks.heads import heads
-from tests.benchmarks.shards import SAMPLE, generated_images
+from tests.benchmarks.photographs import SAMPLE, generated_images
 from tests.benchmarks.trainer import Bare, Trainer, floor_of, sections_of, settings_of
 from tests.benchmarks.turns import DEVICE, best_of, wait
-from tests.train.conftest import ShardSettings, write_shards
+from tests.train.made_shards import write_shards
 from train.engine.build import compile_backbones
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "V100": 125e12}  # dense half precision FLOP/s

@@ -24,10 +24,11 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.artifacts.manifest import Manifest
+from preprocess.config import ShardSettings
 from preprocess.sources.list_images import list_images
-from tests.benchmarks.shards import SAMPLE, generated_images
+from tests.benchmarks.photographs import SAMPLE, generated_images
 from tests.benchmarks.stream_reference import VIEWS, reference_batch
-from tests.train.conftest import ShardSettings, write_shards
+from tests.train.made_shards import write_shards
 from train.config.pretrain import PretrainSettings
 from train.data.augment import AugmentParams, augment_views, normalize
 from train.data.device import ahead

@@ -24,10 +24,11 @@ import torch
 from pipeline.artifacts.manifest import Manifest
 from pipeline.estimates.cost import image_flops, usual_masks
 from pipeline.foundation.settings import load_settings
+from preprocess.config import ShardSettings
 from tests.benchmarks.beside import beside, num_cores
-from tests.benchmarks.shards import SAMPLE, generated_images
+from tests.benchmarks.photographs import SAMPLE, generated_images
 from tests.benchmarks.step import PEAK
-from tests.train.conftest import ShardSettings, write_shards
+from tests.train.made_shards import write_shards
 from train.config.pretrain import PretrainSettings
 from train.run.log import read_log
 

@@ -21,7 +21,7 @@ from preprocess.shards.second_try import unread_before
 from preprocess.sources.list_images import list_images
 from tests.fuzz.evaluation_targets import EVALUATION_TARGETS
 from tests.fuzz.target import Refused, Target
-from tests.train.conftest import write_images, write_shards
+from tests.train.made_shards import write_images, write_shards
 from train.config.batches import plan_batches
 from train.config.pretrain import PretrainSettings
 from train.data.shards.files import ShardFiles

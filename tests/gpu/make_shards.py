@@ -11,8 +11,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from preprocess.config import ShardSettings
+from preprocess.shards.job import ShardJob
+from preprocess.shards.make_one import make_shard  # this needs fast_slic, as nothing else of the day does
+from preprocess.shards.plan import Plan
+from preprocess.sources.list_images import list_images
 from tests.gpu.places import DRY, ROOT, SHARDS
 from tests.gpu.telling import tell
+from tests.train.made_shards import write_images
 
 DATA = Path(os.environ.get("DATA") or ROOT.parent / "shared/data")
 PHOTOS, IMAGENETTE = DATA / "imagenet1k_sample", DATA / "imagenette/train"
@@ -20,8 +26,6 @@ NETTE_IMAGES = 1400
 
 
 def main() -> None:
-    from tests.train.conftest import write_images  # this needs fast_slic, as nothing else of the day does
-
     with tempfile.TemporaryDirectory() as scratch:
         write_images(Path(scratch) / "tiny", count=70)
         make("tiny", Path(scratch) / "tiny", images_per_shard=16, superpixels={"size": 64, "segments": 25})
@@ -39,12 +43,13 @@ def main() -> None:
 
 def make(name: str, images: Path, **settings: Any) -> None:
     """Shards of all images of a folder, in place of what lies there."""
-    from preprocess.config import ShardSettings
-    from tests.train.conftest import write_shards
-
     shutil.rmtree(SHARDS / name, ignore_errors=True)
-    manifest = write_shards(images, SHARDS / name, ShardSettings.model_validate(settings))
-    tell(f"shards {name}", images=manifest.stored)
+    job = ShardJob(SHARDS / name, Plan(list_images(images), ShardSettings.model_validate(settings)))
+    job.load()
+    job.begin()
+    for number in job.pending():
+        job.record(make_shard(job.task(number), folder=job.folder))
+    tell(f"shards {name}", images=job.finish().stored)
 
 
 def evenly_chosen(root: Path, count: int, folder: Path) -> Path:

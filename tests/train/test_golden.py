@@ -7,12 +7,15 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.artifacts.manifest import Manifest
 from preprocess.config import ShardSettings
-from tests.train.conftest import write_images, write_shards
+from preprocess.sources.listing import Source
+from tests.train.made_shards import write_images, write_shards
 from train.config.batches import plan_batches
 from train.config.pretrain import PretrainSettings
 from train.data.device import LocalBatch, to_device
@@ -23,6 +26,8 @@ from train.engine.build import build_training
 from train.engine.step import StepFigures, train_step
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
+SUPERPIXELS = Path(__file__).with_name("golden_superpixels.png")  # 8 × 8 maps, by number of the image
+SHARDS = ShardSettings.model_validate({"images_per_shard": 16, "superpixels": {"size": 64, "segments": 25}})
 SETTINGS = PretrainSettings.model_validate(
     {
         "epochs": 2,
@@ -54,11 +59,24 @@ def small_run(shards: Path) -> list[StepFigures]:
     return figures
 
 
-def golden_shards(folder: Path) -> Path:
+def golden_images(folder: Path) -> Path:
     """64 made-up photographs: four steps an epoch."""
-    write_images(folder / "images", count=64, seed=5)
-    settings = ShardSettings.model_validate({"images_per_shard": 16, "superpixels": {"size": 64, "segments": 25}})
-    write_shards(folder / "images", folder / "shards", settings)
+    write_images(folder, count=64, seed=5)
+    return folder
+
+
+def golden_superpixels(number: int) -> np.ndarray:
+    """What fast_slic made of a golden image: uint8 (64, 64). tests/preprocess/shards/test_superpixels.py holds it."""
+    row, column = divmod(number, 8)
+    with Image.open(SUPERPIXELS) as sheet:
+        return np.asarray(sheet)[64 * row : 64 * row + 64, 64 * column : 64 * column + 64]
+
+
+def golden_shards(folder: Path) -> Path:
+    def maps_of(pixels: np.ndarray, settings: ShardSettings, source: Source) -> dict[str, np.ndarray]:
+        return {"": golden_superpixels(int(Path(source.name.decode()).stem))}
+
+    write_shards(golden_images(folder / "images"), folder / "shards", SHARDS, maps_of=maps_of)
     return folder / "shards"
 
 

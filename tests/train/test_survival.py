@@ -186,7 +186,7 @@ def test_srun_starts_a_run_and_a_survivor_says_that_it_lost_the_other(
     ranks[1].kill()
     ranks[1].communicate()
     (line,) = (line for line in finish(ranks[0], 1).splitlines() if line.startswith("r2o:"))
-    assert line.startswith("r2o: rank 0 lost the others: one of them has died or hangs")
+    assert line.startswith("r2o: rank 0 lost the others: rank 1 has died, and its own message says why")
     ranks = [start(alone, shards, run, config, **srun_environment(r, os.getpid() + 1)) for r in (0, 1)]
     for process in ranks:
         finish(process)

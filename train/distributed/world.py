@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import secrets
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,8 +18,13 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from pipeline.foundation.errors import InputError
+from pipeline.foundation.exit_codes import EXIT_FAILED, EXIT_INPUT_ERROR, EXIT_INTERRUPTED, EXIT_REQUEUE
+from pipeline.foundation.progress import say
 from pipeline.foundation.this_rank import this_rank
 from train.distributed.environment import local_gpu, num_ranks
+from train.distributed.watch import BEAT, Loss, RankWatch, leave_now
+
+ENDING = 60.0  # seconds that taking the process group apart may take
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ def world_from_environment(*, timeout_minutes: float = 10.0) -> Iterator[World]:
         timeout_minutes: a collective that takes longer fails.
     Raises:
         InputError: a node has fewer GPUs than processes, or the others do not come.
-        LostRankError: a collective failed within.
+        LostRankError: a collective failed within. Where none can fail, the process ends with the same line, by itself.
     """
     size, device = num_ranks(), _device()
     if size == 1:
@@ -52,10 +59,13 @@ def world_from_environment(*, timeout_minutes: float = 10.0) -> Iterator[World]:
         if name not in os.environ:
             raise InputError(f"WORLD_SIZE is {size}, but {name} is not set; start the ranks with torchrun or srun")
     rank, cuda, timeout = this_rank(), device.type == "cuda", timedelta(minutes=timeout_minutes)
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
+        store = _store_of_this_start(rank, size, timeout)
+        watch = RankWatch(rank, size, store, address=address, seconds=timeout.total_seconds())
         dist.init_process_group(
             "nccl" if cuda else "gloo",
-            store=_store_of_this_start(rank, size, timeout),
+            store=store,
             rank=rank,
             world_size=size,
             timeout=timeout,
@@ -71,15 +81,75 @@ def world_from_environment(*, timeout_minutes: float = 10.0) -> Iterator[World]:
             f"rank {rank} cannot meet the others at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} "
             f"({str(error).partition('. ')[0].strip()}); give another MASTER_ADDR or MASTER_PORT"
         ) from None
+    watch.look_at(_fault_of(device, timeout_minutes))
     try:
-        yield World(dist.get_rank(), size, device)
+        yield World(rank, size, device)
         dist.barrier()
-    except RuntimeError as error:
-        if not _is_of_collective(error):
+    except BaseException as error:
+        told = _told(error, watch, rank)
+        if told is error:
             raise
-        raise LostRankError(dist.get_rank(), str(error)) from error
-    finally:
+        raise told from error
+    watch.close()
+    with _ended_within(ENDING, rank):
         dist.destroy_process_group()
+
+
+def _told(error: BaseException, watch: RankWatch, rank: int) -> BaseException:
+    """What to raise in place of an error, of which the others have been told; this process ends without waiting.
+
+    The process group is left as it is, for NCCL takes it apart together with the others. They may never do so.
+    """
+    loss = Loss(EXIT_FAILED, f"{type(error).__name__}: {error}".partition("\n")[0])
+    if isinstance(error, RuntimeError) and _is_of_collective(error):
+        found = watch.loss(within=2 * BEAT)
+        loss = found or Loss(EXIT_FAILED, "a collective failed there")
+        error = LostRankError(rank, str(error), found.text if found else watch.silence(), code=loss.code)
+    elif isinstance(error, InputError):
+        loss = Loss(EXIT_INPUT_ERROR, str(error))
+    elif isinstance(error, KeyboardInterrupt):
+        loss = Loss(EXIT_INTERRUPTED, "it was interrupted")
+    elif not isinstance(error, Exception):
+        loss = Loss(EXIT_REQUEUE, "it was asked to stop")
+    watch.close(loss)
+    atexit.register(leave_now, loss.code)
+    return error
+
+
+def _fault_of(device: torch.device, minutes: float) -> Callable[[], str | None]:
+    """What tells that a collective of NCCL has failed; gloo raises it where it was called.
+
+    NCCL's watchdog notes an error, waits for a minute, and then aborts the process.
+    """
+    if device.type != "cuda":
+        return lambda: None
+    backend = dist.distributed_c10d._get_default_group()._get_backend(device)
+
+    def fault() -> str | None:
+        said: str = backend.get_error().name
+        if said == "SUCCESS":
+            return None
+        slow = f"a collective took longer than {minutes:g} minutes, so one of them hangs"
+        return slow if said == "TIMEOUT" else f"a collective failed, and NCCL's own message says why ({said})"
+
+    return fault
+
+
+@contextmanager
+def _ended_within(seconds: float, rank: int) -> Iterator[None]:
+    """End the process where the block takes longer."""
+
+    def leave() -> None:
+        say(f"r2o: rank {rank}: all is done, but the process group did not end within {seconds:g} s")
+        leave_now(EXIT_FAILED)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _store_of_this_start(rank: int, size: int, timeout: timedelta) -> Store:
@@ -118,13 +188,17 @@ def _welcome_others(store: Store, name: str, size: int, timeout: timedelta) -> N
 
 
 class LostRankError(Exception):
-    """A collective failed: another rank died, hangs, or its node cannot be reached."""
+    """A collective failed: another rank died, hangs, or its node cannot be reached.
 
-    def __init__(self, rank: int, cause: str) -> None:
+    Args:
+        found: which one, where that is known. code: the exit code that follows.
+    """
+
+    def __init__(self, rank: int, cause: str, found: str | None = None, *, code: int = EXIT_FAILED) -> None:
+        self.code = code
         text = re.sub(r"^\[[^\]]*\] ", "", cause.strip().splitlines()[0]).partition(". ")[0]
-        super().__init__(
-            f"rank {rank} lost the others: one of them has died or hangs, and its own message says why ({text})"
-        )
+        found = found or "one of them has died or hangs, and its own message says why"
+        super().__init__(f"rank {rank} lost the others: {found} ({text})")
 
 
 def _is_of_collective(error: RuntimeError) -> bool:

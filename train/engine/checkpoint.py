@@ -11,6 +11,7 @@ import concurrent.futures
 import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ from train.engine.build import Training, unwrapped
 from train.engine.fit import misfit
 from train.models.torch_file import DamagedError, load_torch_file
 from train.run.folder import has_begun
+from train.run.host_copy import HostCopies
 
 CHECKPOINT_FORMAT_VERSION = 1
 MILESTONE = "-milestone"
@@ -41,7 +43,7 @@ class Checkpoints:
 
     The first is of step 0: from then on a run without a whole one has lost it, and does not begin again by itself.
 
-    Saving copies the state to memory, and a thread writes it while training goes on.
+    Saving copies the state to memory, and a thread writes it while training goes on. It waits for the copies of a GPU.
 
     Args:
         keep: how many that are no milestones stay.
@@ -54,6 +56,7 @@ class Checkpoints:
         self.folder, self._fingerprint, self._keep = run / CHECKPOINTS_FOLDER, fingerprint, keep
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: concurrent.futures.Future[None] | None = None
+        self._copies = HostCopies()
         self.saved_at = time.monotonic()
         self.newest_step: int | None = None
         self.saves, self.seconds_writing = 0, 0.0
@@ -74,7 +77,7 @@ class Checkpoints:
             "scaler": None if training.scaler is None else training.scaler.state_dict(),
         }
         path = self.folder / f"step-{step:08d}{MILESTONE if milestone else ''}.pt"
-        self._writing = self._writer.submit(self._write, path, _copied(state))
+        self._writing = self._writer.submit(self._write, path, *self._copies.take(state))
         self.saved_at, self.newest_step = time.monotonic(), step
 
     def failed(self) -> bool:
@@ -100,7 +103,8 @@ class Checkpoints:
                 "same command again"
             ) from error
 
-    def _write(self, path: Path, state: dict[str, Any]) -> None:
+    def _write(self, path: Path, state: dict[str, Any], is_copied: Callable[[], None]) -> None:
+        is_copied()
         began = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_writer(path) as file:
@@ -243,12 +247,3 @@ class _State(BaseModel):
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     scaler: dict[str, Any] | None
-
-
-def _copied(value: Any) -> Any:
-    """The same nested dicts and lists with copies of all tensors, on the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(one) for key, one in value.items()}
-    return [_copied(one) for one in value] if isinstance(value, list) else value

@@ -1,6 +1,7 @@
 """Every constant and every sum of the estimate, against what torch counts."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -243,10 +244,34 @@ def test_the_papers_run() -> None:
     assert rows["parameters"].startswith("35.1 M = backbone 23.5 M + projector 9.45 M + predictor 2.11 M; target 33 M")
     # by hand: 4096 images × (2 views × 4 × 4.09 + 3.28 + a few % of heads and K-means) GMAC
     assert 0.283e3 < float(rows["compute"].split()[0]) < 0.31e3
-    days = 4096 * 93_600 * 73.8e9 / (128 * 0.2 * 312e12) / 60
-    assert float(rows["time"].split()[0]) == pytest.approx(days, rel=0.01)
-    assert "min on 128 × A100" in rows["time"]
+    # 4096 × 93,600 images of 73.8 GFLOP; ResNet-50's 2 × 3 × 4.09 GFLOP at 905, 1301, 1582 and 2616 images/s
+    hours = [4096 * 93_600 * 73.8e9 / (128 * rate * 2 * 3 * 4.09e9) / 3600 for rate in (905, 1301, 1582, 2616)]
+    times = re.findall(r"([\d.]+) (h|min) on 128 × (RTX 3090|RTX 4090|A100|H100)", rows["time"])
+    assert [gpu for *_, gpu in times] == ["RTX 3090", "RTX 4090", "A100", "H100"]
+    assert [float(n) / {"h": 1, "min": 60}[unit] for n, unit, _ in times] == pytest.approx(hours, rel=0.01)
+    assert "V100" not in rows["time"]  # multiplies no bf16
+    # 24.5 GFLOP × rate, of 71, 165, 312 and 989 TFLOP/s
+    assert "estimated, not measured: at 31, 19, 12, 6 % of their peak" in rows["time"]
+    assert "github.com/lambdal/deeplearning-benchmark" in rows["time"]
     assert "2 and 3 milestones are kept: 2.47 GB of disk" in rows["checkpoint"]  # 2 + 3 + 1 of 0.412 GB
+
+
+@pytest.mark.parametrize(
+    ("backbone", "precision", "gpus"),
+    [
+        ("resnet50", "fp16", ["V100", "RTX 3090", "RTX 4090", "A100", "H100"]),
+        ("resnet50", "tf32", ["RTX 3090", "RTX 4090", "A100", "H100"]),
+        ("resnet50", "fp32", ["V100"]),
+        ("resnet101", "bf16", []),
+        ("vit_b_16", "bf16", []),  # large products reach a larger share
+    ],
+)
+def test_only_what_somebody_has_published_gets_a_time(backbone: str, precision: str, gpus: list[str]) -> None:
+    settings = PretrainSettings.model_validate({"run": {"precision": precision}, "model": {"backbone": backbone}})
+    said = cost_rows(settings, plan_batches(settings, num_samples=1_281_167, num_ranks=128))["time"]
+    assert re.findall(r"on 128 × ([A-Z]+ ?\d+)", said) == gpus
+    if not gpus:
+        assert said.startswith(f"not estimated: no published rate of {backbone} in {precision} is known here")
 
 
 def test_a_run_under_way_tells_the_time_that_is_left(tmp_path: Path) -> None:

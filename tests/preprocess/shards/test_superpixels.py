@@ -12,6 +12,7 @@ from scipy import ndimage
 from pipeline.artifacts.sample import decode_jpeg
 from pipeline.foundation.errors import InputError
 from preprocess.config import FastSlicSettings, FelzenszwalbSettings, GridSettings, SkimageSettings
+from preprocess.shards.images import read_image
 from preprocess.shards.superpixels import (
     AnySettings,
     FastestSlic,
@@ -22,6 +23,7 @@ from preprocess.shards.superpixels import (
     resize,
     superpixels_of,
 )
+from tests.train.test_golden import SHARDS, golden_images, golden_superpixels
 
 
 def rgbx(image: np.ndarray) -> np.ndarray:
@@ -210,3 +212,13 @@ def test_a_fragment_goes_where_its_border_is_longest():
     label_map = np.array([[0, 0, 0, 0], [1, 1, 1, 2], [1, 1, 0, 2], [1, 1, 1, 2]])
     expected = np.array([[0, 0, 0, 0], [1, 1, 1, 2], [1, 1, 1, 2], [1, 1, 1, 2]])  # three sides to 1, one to 2
     np.testing.assert_array_equal(connected(label_map), expected)
+
+
+def test_the_stored_maps_of_the_golden_run_are_those_of_its_images(tmp_path: Path) -> None:
+    paths = sorted(golden_images(tmp_path).rglob("*.jpg"), key=lambda path: path.stem)
+    assert len(paths) == 64
+    for number, path in enumerate(paths):
+        size = SHARDS.superpixels.size
+        image = read_image(path.read_bytes(), quality=95, max_pixels=SHARDS.max_pixels, min_side=size)
+        (made,) = label_maps_of(image.pixels, {"": SHARDS.superpixels}, extent=image.extent).values()
+        np.testing.assert_array_equal(made, golden_superpixels(number), err_msg=path.name)

@@ -115,7 +115,10 @@ def test_cuda_gives_the_cpu_s_batches(shards: Path, decode: str) -> None:
     hosts = list(host_batches(reader, settings, range(3), rank=0, num_ranks=1, pin_memory=True))
     there = list(device_batches(iter(hosts), settings, torch.device("cuda")))
     for cuda, cpu in zip(there, device_batches(iter(hosts), settings, CPU), strict=True):
-        for ours, theirs in zip(cuda.batch, cpu.batch, strict=True):
+        given = [name for name, value in cpu.batch._asdict().items() if value is not None]
+        assert given == ["images", "superpixels", "views", "crop_box", "flipped"]  # no further maps were asked for
+        assert [name for name, value in cuda.batch._asdict().items() if value is not None] == given
+        for ours, theirs in ((getattr(batch, name) for batch in (cuda.batch, cpu.batch)) for name in given):
             assert ours.device.type == "cuda"
             assert (ours.cpu().float() - theirs.float()).abs().mean() < (1e-4 if decode == "host" else 0.02)
 

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import fast_slic
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from sklearn.cluster import KMeans
 
+from tests.train.made_shards import like_slic
 from train.data.augment import normalize
 from train.models.backbone import build_backbone
 from train.r2o.kmeans import (
@@ -69,7 +69,7 @@ def rows_of_photographs() -> torch.Tensor:
     paths = sorted(PHOTOS.rglob("*.JPEG"))[::5][:32]
     pixels = [np.asarray(Image.open(path).convert("RGB").resize((224, 224)), dtype=np.float32) for path in paths]
     images = normalize(torch.from_numpy(np.stack(pixels)).byte().permute(0, 3, 1, 2))
-    label_maps = [fast_slic.Slic(num_components=100).iterate(p.astype(np.uint8).copy(order="C")) for p in pixels]
+    label_maps = [like_slic(p.astype(np.uint8), segments=100) for p in pixels]
     with torch.no_grad():
         c4 = build_backbone("resnet50", seed=0).train().forward_c4(images)
     regions = pool_regions(c4, torch.from_numpy(np.stack(label_maps)).int(), max_superpixels=100)

@@ -6,7 +6,7 @@ import pytest
 
 from preprocess.config import SceneSettings, ShardSettings
 from preprocess.demo.make_scenes import make_scenes
-from tests.train.conftest import write_shards
+from tests.train.made_shards import write_shards
 
 
 @pytest.fixture(scope="session")

@@ -107,7 +107,7 @@ def fine_tune(model: FCN, examples: TrainingExamples, *, device: torch.device, l
     """Train `model` in place by SGD on all examples; returns the loss curve.
 
     Raises:
-        InputError: the loss is not finite; the weights are those before that step.
+        InputError: the loss was not finite, which is seen where it is logged; the weights are of no use then.
     """
     settings = examples.settings
     model.to(device).to(memory_format=torch.channels_last).train()
@@ -115,18 +115,20 @@ def fine_tune(model: FCN, examples: TrainingExamples, *, device: torch.device, l
         model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
     progress = Progress(label, settings.iterations, "iterations")
-    curve, losses = [], []
+    curve: list[LossPoint] = []
+    losses: list[Tensor] = []  # on the device: reading one would wait for it, and leave the device without work
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(examples.seed)  # of dropout
         for iteration, (images, labels) in enumerate(_batches(examples, device), start=1):
             lr = learning_rate(iteration - 1, settings=settings)
             loss = segmentation_loss(model(images), labels, settings=settings)
-            losses.append(_finite(loss, iteration, label))
+            losses.append(loss.detach())
             _step(optimizer, loss, lr=lr)
-            progress.advance(1, f"loss {losses[-1]:.3f}  lr {lr:.1e}")
             if iteration % settings.log_every_iterations == 0 or iteration == settings.iterations:
-                curve.append(LossPoint(iteration, sum(losses) / len(losses), lr))
+                values = _finite(losses, iteration, label)
+                curve.append(LossPoint(iteration, sum(values) / len(values), lr))
                 losses.clear()
+            progress.advance(1, (f"loss {curve[-1].loss:.3f}  " if curve else "") + f"lr {lr:.1e}")
     return curve
 
 
@@ -218,11 +220,13 @@ def _batches(examples: TrainingExamples, device: torch.device) -> Iterator[tuple
         yield images, labels.to(device, non_blocking=True)
 
 
-def _finite(loss: Tensor, iteration: int, label: str) -> float:
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise InputError(f"{label}: the loss is {value} at iteration {iteration}; lower eval_voc.lr")
-    return value
+def _finite(losses: Sequence[Tensor], iteration: int, label: str) -> list[float]:
+    """The losses of the last iterations, up to and with `iteration`, read at once."""
+    values: list[float] = torch.stack(list(losses)).tolist()
+    for place, value in enumerate(values, start=iteration - len(values) + 1):
+        if not math.isfinite(value):
+            raise InputError(f"{label}: the loss is {value} at iteration {place}; lower eval_voc.lr")
+    return values
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor, *, lr: float) -> None:

@@ -11,7 +11,7 @@ from pipeline.artifacts.manifest import Manifest
 from pipeline.artifacts.sample import decode_label_map
 from pipeline.foundation.errors import InputError
 from preprocess.config import ShardSettings
-from tests.train.conftest import write_images, write_shards
+from tests.train.made_shards import write_images, write_shards
 from train.config.data import DataSettings
 from train.data.shards.open import open_shards
 from train.evals.frozen.superpixels import ShardSuperpixels

@@ -8,6 +8,7 @@ from PIL import Image
 
 from pipeline.foundation.errors import InputError
 from train.config.evals import EvalVocSettings
+from train.evals.segmentation import fine_tune as fine_tune_module
 from train.evals.segmentation.augment import LabelledImage
 from train.evals.segmentation.fcn import FCN
 from train.evals.segmentation.fine_tune import (
@@ -126,10 +127,29 @@ def test_void_is_never_counted() -> None:
     assert found.confusion.sum() == sum((sample.labels != 255).sum() for sample in data.samples)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step() -> None:
+def test_a_loss_that_is_not_finite_is_named_by_its_iteration_where_it_is_logged() -> None:
     settings = TINY.model_copy(update={"lr": 1e30})
-    with pytest.raises(InputError, match=r"the loss is (nan|inf) at iteration \d+; lower"):
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) at iteration [2-9]; lower"):
         tuned(settings)
+    losses = [torch.tensor(value) for value in (1.0, torch.inf, torch.nan)]
+    with pytest.raises(InputError, match=r"x: the loss is inf at iteration 19; lower"):
+        fine_tune_module._finite(losses, 20, "x")
+
+
+def test_losses_are_read_after_the_step_and_only_where_they_are_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+    step, finite = fine_tune_module._step, fine_tune_module._finite
+
+    def noted(losses: list[torch.Tensor], *rest: object) -> list[float]:
+        done.append(len(losses))
+        return finite(losses, *rest)
+
+    monkeypatch.setattr(fine_tune_module, "_finite", noted)
+    monkeypatch.setattr(fine_tune_module, "_step", lambda *given, **named: (step(*given, **named), done.append("step")))
+    settings = TINY.model_copy(update={"iterations": 5, "log_every_iterations": 2, "batch_size": 2})
+    _, curve = tuned(settings)
+    assert done == ["step", "step", 2, "step", "step", 2, "step", 1]
+    assert [point.iteration for point in curve] == [2, 4, 5]
 
 
 def test_a_sample_comes_from_its_position_alone() -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.foundation.errors import InputError
 from preprocess.config import ShardSettings
-from tests.train.conftest import write_images, write_shards
 from tests.train.evals.frozen.made_images import made_data
+from tests.train.made_shards import write_images, write_shards
 from train.config.evals import load_evaluation_settings
 from train.config.frozen import FROZEN_PROTOCOLS, AboSettings, EvalFrozenSettings
 from train.evals.frozen.scoring.functions import SCORE_FUNCTIONS
