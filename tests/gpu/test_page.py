@@ -22,7 +22,13 @@ def day_of(**given: Any) -> list[Line]:
     on = {"device": f["device"], "ok": True}
 
     def step(batch: int, kind: str, ms: float) -> Line:
-        figures = {"ms": ms, "images_s": round(1000 * batch / ms, 1), "tflops": 80.0, "gib": f["gib"], "estimated_gib": 40.0}
+        figures = {
+            "ms": ms,
+            "images_s": round(1000 * batch / ms, 1),
+            "tflops": 80.0,
+            "gib": f["gib"],
+            "estimated_gib": 40.0,
+        }
         return {"part": "bench", "what": f"step of {batch}, {kind}", "kind": kind, "batch": batch, **figures, **on}
 
     def bare(batch: int, ms: float) -> Line:
