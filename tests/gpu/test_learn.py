@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.artifacts.scores import ImageCounts
+from pipeline.foundation.exit_codes import EXIT_REQUEUE
 from preprocess.config import ShardSettings
-from tests.gpu import frozen
+from tests.gpu import frozen, learn, runs, telling
 from tests.gpu.learn import figures_of
 from tests.gpu.methods import METHODS, settings_of
 from tests.gpu.pace import epochs_of_equal_seconds
+from tests.gpu.summary import Line, failures, read_results
 from tests.train.conftest import write_images, write_shards
+from train.config.pretrain import PretrainSettings
 
 NETTE = 7936  # images of an epoch: 62 batches of 128
 
@@ -64,6 +68,88 @@ def test_the_seconds_of_a_run_are_those_of_its_records() -> None:
     assert (found["steps"], found["images"], found["images_s"]) == (25, 500, 80.0)
     assert found["training_s"] == round(200 / 100 + 200 / 50 + 100 / 80, 1)
     assert figures_of([], batch=20) == {}
+
+
+@pytest.fixture
+def asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs that end as `codes` says, without any work; the methods and weights that were asked for."""
+    asked: list[str] = []
+    (tmp_path / "runs").mkdir()
+    for module in (learn, telling):
+        monkeypatch.setattr(module, "OUT", tmp_path)
+    for module in (learn, runs):
+        monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(frozen, "OUT", tmp_path / "scores")
+    monkeypatch.setattr(learn, "shards", lambda name: tmp_path / name)
+    monkeypatch.setattr(learn, "images_a_second", lambda settings, where: 1000.0)
+    monkeypatch.setattr(learn, "images_of_an_epoch", lambda settings, where: 8000)
+    monkeypatch.setattr(frozen, "annotated", lambda where: ([where], "note"))
+    monkeypatch.setattr(frozen, "score_weights", lambda weights, *_, **__: asked.append(Path(weights).name))
+    return asked
+
+
+def results_in(folder: Path) -> list[Line]:
+    return read_results((folder / "results.jsonl").read_text())
+
+
+def test_a_run_that_fails_is_told_and_the_others_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_for: list[str]
+) -> None:
+    def main(arguments: list[str]) -> int:
+        if arguments[1].endswith("byol"):
+            raise ValueError("no such thing")
+        return 3 if arguments[1].endswith("detcon_b") else 0
+
+    monkeypatch.setattr(learn.trainer, "main", main)
+    learn.main()
+    told = {line["method"]: line for line in results_in(tmp_path) if "method" in line}
+    assert {name: line["ok"] for name, line in told.items()} == {
+        "r2o": True,
+        "byol": False,
+        "detcon_b": False,
+        "fixed_k4": True,
+    }
+    assert told["byol"]["error"] == "ValueError: no such thing"
+    assert asked_for == ["random-bn", "r2o", "fixed_k4"]
+    assert (tmp_path / "learn.tgz").exists()
+
+
+def test_a_run_that_was_asked_to_end_is_the_last_and_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_for: list[str]
+) -> None:
+    def main(arguments: list[str]) -> int:
+        return EXIT_REQUEUE if arguments[1].endswith("byol") else 0
+
+    monkeypatch.setattr(learn.trainer, "main", main)
+    learn.main()
+    lines = results_in(tmp_path)
+    assert [(line["method"], line["exit"]) for line in lines if "method" in line] == [
+        ("r2o", 0),
+        ("byol", EXIT_REQUEUE),
+    ]
+    assert failures(lines) == []
+    assert asked_for == ["random-bn", "r2o"]
+    assert lines[-1]["what"] == "asked to end"
+    assert (tmp_path / "learn.tgz").exists()
+
+
+def test_methods_that_can_not_be_timed_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_for: list[str]
+) -> None:
+    def rate(settings: PretrainSettings, where: Path) -> float:
+        if settings.objective.loss == "detcon_b":
+            raise RuntimeError("no kernel")
+        return 1000.0
+
+    monkeypatch.setattr(learn, "images_a_second", rate)
+    monkeypatch.setattr(learn.trainer, "main", lambda arguments: 0)
+    monkeypatch.setattr(learn, "UNTIL", time.monotonic() + 8 + 3 * (6 + 80))
+    learn.main()
+    lines = results_in(tmp_path)
+    assert failures(lines) == [": pace of detcon_b"]
+    assert asked_for == ["random-bn", "r2o", "byol", "fixed_k4"]
+    (plan,) = (line for line in lines if line["what"] == "epochs of equal seconds")
+    assert plan["epochs"] == {"r2o": 10, "byol": 10, "fixed_k4": 10}  # of 8 s each
 
 
 def test_a_score_and_a_difference_have_the_interval_of_what_they_are() -> None:
