@@ -63,11 +63,15 @@ def steps_of(lines: Sequence[Line]) -> dict[int, dict[str, Line]]:
     return dict(sorted(found.items()))
 
 
+def is_meant_card(lines: Sequence[Line]) -> bool:
+    """Whether the GPU is one of CARDS."""
+    name = (told(lines, "env", "gpu") or {}).get("name") or ""
+    return any(card in name for card in CARDS)
+
+
 def _on_the_card(lines: Sequence[Line], shown: str, reached: bool) -> Finding:
     """A figure whose aim is for the cards of CARDS."""
-    name = (told(lines, "env", "gpu") or {}).get("name") or ""
-    meant = any(card in name for card in CARDS)
-    return Finding(shown, reached) if meant else Finding(f"{shown}, on another card", None)
+    return Finding(shown, reached) if is_meant_card(lines) else Finding(f"{shown}, on another card", None)
 
 
 def _largest(lines: Sequence[Line], *kinds: str) -> tuple[int, list[Line]] | None:

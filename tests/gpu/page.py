@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from tests.gpu.aims import steps_of, told, verdicts
+from tests.gpu.aims import is_meant_card, steps_of, told, verdicts
 from tests.gpu.summary import Line, failures
 
-H100_TFLOPS = 989  # dense bf16, of the data sheet
+H100_TFLOPS = 989  # dense bf16, of the data sheet; an H200's too
 NONE = "–"
 
 
 def page_of(lines: Sequence[Line]) -> str:
     """The whole page."""
-    parts = (_head, _aims, _ceilings, _steps, _compiled, _runs, _learning, _trouble)
+    parts = (_head, _aims, _ceilings, _steps, _compiled, _runs, _ranks, _learning, _trouble)
     return "\n".join(line for part in parts for line in (*part(lines), "")).rstrip() + "\n"
 
 
@@ -88,12 +88,22 @@ def _steps(lines: Sequence[Line]) -> Iterator[str]:
                     line.get("images_s"),
                     f"{ms / byol:.3f}" if ms and byol else None,
                     f"{tflops / product:.1%}" if tflops and product else None,
-                    f"{tflops / H100_TFLOPS:.1%}" if tflops else None,
+                    f"{tflops / H100_TFLOPS:.1%}" if tflops and is_meant_card(lines) else None,
                     line.get("gib"),
                     line.get("estimated_gib"),
                 )
             )
-    head = ("batch", "step", "ms", "images/s", "of BYOL's", "of the product above", "of 989 TFLOP/s", "GiB", "estimate")
+    head = (
+        "batch",
+        "step",
+        "ms",
+        "images/s",
+        "of BYOL's",
+        "of the product above",
+        "of an H100's",
+        "GiB",
+        "estimate",
+    )
     yield from table(head, rows)
 
 
@@ -113,6 +123,15 @@ def _runs(lines: Sequence[Line]) -> Iterator[str]:
     names = ("what", "steps", "images_per_second", "data_wait_mean", "overhead", "memory_gb")
     head = ("decodes", "steps", "images/s", "data_wait", "overhead", "GB")
     yield from table(head, [[line.get(name) for name in names] for line in found])
+
+
+def _ranks(lines: Sequence[Line]) -> Iterator[str]:
+    yield "### Two GPUs through NCCL"
+    yield ""
+    found = [line for line in lines if line["part"] == "nccl" and "worst" in line]
+    yield from (f"- {line['what']}: losses differ by at most {line['worst']:.2%}" for line in found)
+    if not found:
+        yield "Not run."
 
 
 def _learning(lines: Sequence[Line]) -> Iterator[str]:
@@ -139,6 +158,7 @@ def _learning(lines: Sequence[Line]) -> Iterator[str]:
     if scored:
         yield ""
         yield f"Frozen features: {scored[0]['note']}. In brackets: 95 % intervals over images; one seed."
+        yield "The masks of detcon_b are superpixels. `seconds` are of training, without start and scoring."
 
 
 def _interval(figures: Sequence[float] | None, *, signed: bool) -> str | None:

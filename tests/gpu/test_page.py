@@ -129,6 +129,10 @@ def test_the_page_of_a_day() -> None:
     assert "| random-bn | – | – | – | – | – | 50.0 [45.0, 55.0] | – |" in page
     assert "- failed: ops: a check\n- left out: nccl (1 GPU, 2 needed)\n" in page
     assert "was measured on a GPU" not in page
+    assert "### Two GPUs through NCCL\n\nNot run.\n" in page
+    ranks = {"part": "nccl", "what": "two ranks against one process, fp32", "ok": True, "worst": 0.0004}
+    assert "two ranks against one process, fp32: losses differ by at most 0.04%" in page_of([*day_of(), ranks])
+    assert "| 1.200 | 10.0% | – | 40.0 |" in page_of(day_of(card="NVIDIA A100"))  # another card has another peak
 
 
 @pytest.mark.parametrize("left", range(3))
