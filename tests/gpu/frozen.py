@@ -43,7 +43,7 @@ def annotated(where: Path) -> tuple[list[Path], str]:
     photographs, voc = DATA / "imagenette", DATA / "VOC2012_small"
     more = [voc] if voc.is_dir() and not DRY else []
     if (photographs / "val").is_dir() and not DRY:
-        return [photographs, *more], f"fitted on {MOST} images of train, scored on val, which no run has seen"
+        return [photographs, *more], f"fitted on up to {MOST} images of train, scored on val, which no run has seen"
     folder = RUNS / "images"
     count = unpack(where, folder)
     return [folder, *more], f"{count} images of the shards; one of {HELD_BACK} is scored, which the runs saw unlabelled"

@@ -62,10 +62,18 @@ def study(folder: Path, where: Path) -> None:
         "epochs of equal seconds", device=DEVICE.type, size=SIZE, seconds=round(each, 1), images_s=rates, epochs=epochs
     )
     for method in rates:
+        require_time()
         if run(method, epochs[method], where):
+            require_time()
             with check(f"{method} scored"):
                 frozen.score_weights(str(folder / method), data, "baselines=[]")
             tell_scores(method, note)
+
+
+def require_time() -> None:
+    """Raises StopSignal where none is left: a run that is asked to end in its last step ends as others do."""
+    if time.monotonic() >= UNTIL:
+        raise StopSignal(signal.SIGTERM)
 
 
 def epochs_of(rates: dict[str, float], where: Path, seconds: float) -> dict[str, int]:

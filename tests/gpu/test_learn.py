@@ -133,6 +133,21 @@ def test_a_run_that_was_asked_to_end_is_the_last_and_has_not_failed(
     assert (tmp_path / "learn.tgz").exists()
 
 
+def test_a_run_that_was_asked_to_end_in_its_last_step_is_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_for: list[str]
+) -> None:
+    def main(arguments: list[str]) -> int:
+        monkeypatch.setattr(learn, "UNTIL", time.monotonic())
+        return 0
+
+    monkeypatch.setattr(learn.trainer, "main", main)
+    learn.main()
+    lines = results_in(tmp_path)
+    assert [line["method"] for line in lines if "method" in line] == ["r2o"]
+    assert asked_for == ["random-bn"]
+    assert lines[-1]["what"] == "asked to end"
+
+
 def test_methods_that_can_not_be_timed_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_for: list[str]
 ) -> None:
