@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from pipeline.foundation.exit_codes import EXIT_REQUEUE
 from tests.gpu.aims import is_meant_card, steps_of, told, verdicts
 from tests.gpu.summary import Line, failures
 
@@ -153,7 +154,8 @@ def _learning(lines: Sequence[Line]) -> Iterator[str]:
             for name in names
             for kind in ("scores", "above_random_bn")
         ]
-        rows.append([label, paces.get(label), *figures, *cells])
+        ended = {EXIT_REQUEUE: " (ended early)", 0: ""}.get(run.get("exit", 0), " (failed)")
+        rows.append([label + ended, paces.get(label), *figures, *cells])
     yield from table(head, rows)
     if scored:
         yield ""

@@ -126,6 +126,8 @@ def test_the_page_of_a_day() -> None:
     assert f"| {R2O_4} | at most 1.15 | 1.100 at batch 256 | met |" in page
     assert "| 256 | r2o_k128 | 120.0 | 2133.3 | 1.200 | 10.0% | 8.1% | 40.0 | 40.0 |" in page
     assert "| r2o | 3000.0 | 9 | 558 | 71424 | 24.1 | 62.5 [58.0, 67.0] | +12.5 [+8.0, +17.1] |" in page
+    early = [{**line, "exit": 75} if "method" in line else line for line in day_of()]
+    assert "| r2o (ended early) | 3000.0 |" in page_of(early)
     assert "| random-bn | – | – | – | – | – | 50.0 [45.0, 55.0] | – |" in page
     assert "- failed: ops: a check\n- left out: nccl (1 GPU, 2 needed)\n" in page
     assert "was measured on a GPU" not in page
