@@ -7,11 +7,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORK ?= runs/demo
+CONSTRAINTS ?= constraints.txt
 TESTS ?= not slow and not system and not gpu
 PYTEST_ARGS ?=
 
 # What the user gives reaches the recipes as it was typed, through the environment: neither make nor a shell reads it.
-GIVEN := PYTHON VENV WORK TESTS IMAGES SHARDS RUN CONFIG NPROC INIT FORMAT HEADS CHECKPOINT SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS BUDGET DRY PARTS DATA BEFORE N SEED WEIGHTS BACKBONE PROTOCOLS FROM
+GIVEN := PYTHON VENV CONSTRAINTS WORK TESTS IMAGES SHARDS RUN CONFIG NPROC INIT FORMAT HEADS CHECKPOINT SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS BUDGET DRY PARTS DATA BEFORE N SEED WEIGHTS BACKBONE PROTOCOLS FROM
 # An evaluation is a command of train/evals: `make eval-x RUN=… X=…` hands the folder X on as --x.
 ALPHABET := a:A b:B c:C d:D e:E f:F g:G h:H i:I j:J k:K l:L m:M n:N o:O p:P q:Q r:R s:S t:T u:U v:V w:W x:X y:Y z:Z
 CAPITAL = $(eval CAPITALS := $(subst $(firstword $(subst :, ,$1)),$(lastword $(subst :, ,$1)),$(CAPITALS)))
@@ -63,7 +64,8 @@ help:
 	@echo 'make test        the tests without the slow ones; make quick: those that start no process and take no seconds'
 	@echo 'make fuzz        N=5000 SEED=7: changes every file that is read so often, and looks what is made of it'
 	@echo 'make lint        format, lint and types; make bench-shards, bench-stream, bench-step, bench-train, bench-eval: speed (make bench: all)'
-	@echo 'make gpu-day     all that has to be seen on a GPU, in ten minutes; DRY=1: tiny, on a CPU; BUDGET, PARTS, OUT, SHARDS, DATA'
+	@echo 'make gpu-day     all that has to be seen on a GPU, in ten minutes, as a page in OUT=runs/gpu-day; DRY=1: tiny, on a CPU'
+	@echo '                 BUDGET=<seconds>: a longer one learns longer; DATA=<photographs>, SHARDS=<made before>, PARTS="<names>"'
 	@echo '$(usage-same-behaviour)'
 	@echo '                 whether losses, shards, messages and exit codes are those of another checkout'
 	@echo 'make evidence-demo  the demo with seeds 1, 2 and 3: does its run beat random weights on each; CONFIG, OUT=runs/evidence-demo'
@@ -164,9 +166,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v "$${CC:-cc}" >/dev/null || { echo 'r2o: error: no C compiler; install one (Debian: apt install build-essential)' >&2; exit 2; }
 	@echo "r2o: installing into $$VENV, once: some minutes, about 6 GB"
 	"$$PYTHON" -m venv "$$VENV"
-	"$$VENV/bin/python" -m pip install --quiet -c constraints.txt cython numpy setuptools wheel
-	"$$VENV/bin/python" -m pip install --quiet -c constraints.txt --no-build-isolation fast-slic
-	"$$VENV/bin/python" -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	"$$VENV/bin/python" -m pip install --quiet -c "$$CONSTRAINTS" cython numpy setuptools wheel
+	"$$VENV/bin/python" -m pip install --quiet -c "$$CONSTRAINTS" --no-build-isolation fast-slic
+	"$$VENV/bin/python" -m pip install --quiet -c "$$CONSTRAINTS" --no-build-isolation -e '.[dev]'
 	@touch "$$VENV/.installed"
 
 clean:

@@ -1,4 +1,4 @@
-"""The part `bench`: how long operators and steps take, against a bare supervised step and against BYOL."""
+"""The part `bench`: how long operators and steps take, against BYOL's step, and that against its bare passes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchvision.models import get_model
 from tests.gpu.device import CUDA, DEVICE, cudnn_benchmark, matmul_in_tf32, timed
 from tests.gpu.places import DRY
 from tests.gpu.telling import check, tell
-from tests.gpu.trainer import BYOL, Sections, Trainer, settings_of
+from tests.gpu.trainer import BYOL, Sections, Trainer, estimated_bytes, fits, settings_of
 from train.data.augment import AugmentParams, augment_views, draw_params
 from train.engine.step import _gradient_norm
 from train.r2o.ema import update_target
@@ -24,19 +24,21 @@ STEPS: tuple[tuple[str, int, Sections], ...] = (("byol", 1, BYOL), ("r2o_k4", 4,
 
 def main() -> None:
     with check("K-means, ms") as c:
-        c.update(clustering())
+        c.update(clustering(), device=DEVICE.type)
     with check("augmentation, ms") as c:
-        c.update(augmentation())
+        c.update(augmentation(), device=DEVICE.type)
     for batch in BATCHES:
+        if not fits(settings_of(batch)):
+            tell(f"steps of {batch}", why="they should not fit into this device's memory, by the estimate")
+            continue
         with check(f"a bare supervised ResNet-50 step of {batch}") as c:
-            c.update(bare_step(batch))
-        seconds: dict[str, float] = {}
+            c.update(bare_step(batch), device=DEVICE.type)
+        with check(f"BYOL's bare passes of {batch}") as c:
+            c.update(ms=round(bare_passes(batch) * 1e3, 2), batch=batch, device=DEVICE.type)
         for name, k, sections in STEPS:
             with check(f"step of {batch}, {name}") as c:
-                seconds[name] = step(batch, k, sections, c, with_parts=name == "r2o_k128")
-        if len(seconds) == 3:
-            ratios = {f"{name}_to_byol": round(seconds[name] / seconds["byol"], 3) for name in ("r2o_k128", "r2o_k4")}
-            tell(f"ratios of {batch}", **ratios, floor="1.13 and 1.10 by operations")
+                c.update(kind=name, batch=batch, device=DEVICE.type)
+                step(batch, k, sections, c, with_parts=name == "r2o_k128")
 
 
 def clustering() -> dict[str, float]:
@@ -88,8 +90,29 @@ def bare_step(batch: int) -> dict[str, float]:
     return found
 
 
-def step(batch: int, k: int, sections: Sections, found: dict[str, object], *, with_parts: bool) -> float:
-    """Seconds of a step; its figures go into `found`."""
+def bare_passes(batch: int) -> float:
+    """Seconds of both views through both networks, and back through one, with torchvision's model and nothing else."""
+    layout, size = torch.channels_last, 64 if DRY else 224
+    online, target = (
+        get_model("resnet18" if DRY else "resnet50").to(DEVICE, memory_format=layout).train() for _ in range(2)
+    )
+    online.fc = target.fc = torch.nn.Identity()
+    views = [torch.randn(batch, 3, size, size, device=DEVICE).contiguous(memory_format=layout) for _ in range(2)]
+
+    def passes() -> None:
+        online.zero_grad(set_to_none=True)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            ours = [online(view) for view in views]
+            with torch.no_grad():
+                theirs = [target(view) for view in reversed(views)]
+            loss = sum((a.float() - b.float()).square().mean() for a, b in zip(ours, theirs, strict=True))
+        loss.backward()
+
+    return timed(passes, warm=4)
+
+
+def step(batch: int, k: int, sections: Sections, found: dict[str, object], *, with_parts: bool) -> None:
+    """The figures of a step go into `found`."""
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
     trainer = Trainer(settings_of(batch, k, **sections))
@@ -106,9 +129,9 @@ def step(batch: int, k: int, sections: Sections, found: dict[str, object], *, wi
     )
     if CUDA:
         found["gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        found["estimated_gib"] = round(estimated_bytes(trainer.settings) / 2**30, 2)
     if with_parts:
         found.update(parts_of(trainer, k))
-    return seconds
 
 
 def parts_of(trainer: Trainer, k: int) -> dict[str, float]:

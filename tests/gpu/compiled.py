@@ -14,18 +14,20 @@ from unittest.mock import patch
 import torch
 from torch._dynamo.utils import counters
 
-from tests.gpu.device import CUDA, timed, wait
+from tests.gpu.device import CUDA, DEVICE, timed, wait
 from tests.gpu.places import DRY
 from tests.gpu.telling import check
-from tests.gpu.trainer import Trainer, settings_of
+from tests.gpu.trainer import Trainer, fits, settings_of
 from train.engine.build import compile_backbones
 
-BATCH = 16 if DRY else 128
+BATCHES = (16,) if DRY else (256, 128, 32)  # the largest that fits
 
 
 def main(*, timing: bool) -> None:
-    with check(f"compiled step of {BATCH}") as c:
-        trainer = Trainer(settings_of(BATCH, 128))
+    batch = next((one for one in BATCHES if fits(settings_of(one))), BATCHES[-1])
+    with check(f"compiled step of {batch}") as c:
+        c.update(batch=batch, device=DEVICE.type)
+        trainer = Trainer(settings_of(batch, 128))
         with patch.object(torch, "compile", partial(torch.compile, backend="eager")) if DRY else nullcontext():
             compile_backbones(trainer.model)
         began = time.perf_counter()
@@ -35,7 +37,7 @@ def main(*, timing: bool) -> None:
         trainer.step()
         if timing:
             seconds = timed(trainer.step, warm=3, times=8)
-            c["ms"], c["images_s"] = round(seconds * 1e3, 2), round(BATCH / seconds, 1)
+            c["ms"], c["images_s"] = round(seconds * 1e3, 2), round(batch / seconds, 1)
             c["gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2) if CUDA else None
         c["graph_breaks"], c["recompiles"] = sum(counters["graph_break"].values()), dict(counters["stats"])
 

@@ -1,10 +1,12 @@
 """`make gpu-day`: everything that must be seen on a GPU, in one command of less than ten minutes.
 
-python -m tests.gpu.day [--out FOLDER]      results.jsonl, log.txt and summary.txt in FOLDER, by default runs/gpu-day
+python -m tests.gpu.day [--out FOLDER]      FOLDER is by default runs/gpu-day
+    results.jsonl, log.txt, summary.txt; benchmarks.md, for docs/benchmarks.md; learn.tgz, the runs without weights
 
 Environment: BUDGET=530 seconds in all; DRY=1: tiny sizes, on a CPU; OUT: as --out; PARTS="env ops …": only these;
 DATA: folder of photographs; SHARDS: folder with tiny, photos and nette made before.
 What is right or wrong runs side by side first, when nothing is timed; what is timed runs alone afterwards.
+The last part, learning, has what is left of BUDGET, and no less than 0.3 of it: with a larger BUDGET it learns longer.
 A dry day times nothing: as many parts run at once as there are cores, within DRY_BUDGET seconds.
 The exit code is 1 where a check failed or a part ended badly, and 2 where the day cannot begin.
 """
@@ -12,6 +14,7 @@ The exit code is 1 where a check failed or a part ended badly, and 2 where the d
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import subprocess
@@ -29,23 +32,26 @@ def module(name: str, *arguments: str) -> tuple[str, ...]:
     return ("-m", f"tests.gpu.{name}", *arguments)
 
 
-MAKING = Part("shards", module("make_shards"), most=90, least=10)
+MAKING = Part("shards", module("make_shards"), most=60, least=10)
+# What takes all that is left comes last. What the aims are read from comes before the rest.
 STAGES: tuple[tuple[Part, ...], ...] = (
-    (Part("env", module("env"), most=45, least=10),),
+    (Part("env", module("env"), most=30, least=10),),
     (
         Part("pytest", module("marked_tests"), most=90, least=20),
-        Part("ops", module("ops"), most=120, least=20, reads="photos"),
-        Part("smoke", module("smoke"), most=150, least=30, reads="tiny"),
-        Part("ddp2", module("ddp2"), most=90, least=20, reads="photos"),
-        Part("warmcompile", module("compiled", "warm"), most=150, least=60, reads="photos", dry=False),
+        Part("ops", module("ops"), most=90, least=20, reads="photos"),
+        Part("smoke", module("smoke"), most=90, least=30, reads="tiny"),
+        Part("ddp2", module("ddp2"), most=75, least=20, reads="photos"),
+        Part("warmcompile", module("compiled", "warm"), most=90, least=60, reads="photos", dry=False),
     ),
-    (Part("bench", module("bench"), most=150, least=30, reads="photos"),),
-    (Part("profile", module("profiled"), most=50, least=20, reads="photos"),),
-    (Part("stream", module("stream"), most=90, least=30, reads="photos"),),
-    (Part("input", module("input_alone"), most=40, least=15, reads="photos"),),
-    (Part("compile", module("compiled"), most=90, least=40, reads="photos"),),
-    (Part("learn", module("learn"), most=200, least=30, reads="nette"),),
+    (Part("bench", module("bench"), most=110, least=30, reads="photos"),),
+    (Part("compile", module("compiled"), most=75, least=30, reads="photos"),),
+    (Part("stream", module("stream"), most=70, least=30, reads="photos"),),
+    (Part("nccl", module("nccl"), most=60, least=30, reads="tiny", dry=False, gpus=2),),
+    (Part("profile", module("profiled"), most=30, least=20, reads="photos"),),
+    (Part("input", module("input_alone"), most=30, least=15, reads="photos"),),
+    (Part("learn", module("learn"), most=math.inf, least=60, reads="nette"),),
 )
+LEARNING = 0.3  # of the budget is kept for the last stage, whatever the others take
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,13 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refused(f"no part is called {', '.join(unknown)}; there are {', '.join(names)}")
     if ROOT.is_relative_to(out):
         return refused(f"results do not go to {out}, which holds the project")
-    if not dry and not has_cuda():
+    gpus = 0 if dry else num_gpus()
+    if not dry and not gpus:
         return refused("no CUDA device; DRY=1 runs everything at tiny sizes on a CPU")
     chosen = wanted if wanted and "all" not in wanted else names
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no part outlives the day
     shards = Path(given).absolute() if given else out / "shards"
     budget = float(os.environ.get("BUDGET") or (DRY_BUDGET if dry else BUDGET))
-    with Day(out=out, shards=shards, budget=budget, dry=dry) as day:
+    with Day(out=out, shards=shards, budget=budget, dry=dry, gpus=gpus) as day:
         run(day, [[part for part in stage if part.name in chosen] for stage in STAGES], makes_shards=not given)
         return day.end()
 
@@ -78,8 +85,11 @@ def run(day: Day, stages: Sequence[Sequence[Part]], *, makes_shards: bool) -> No
     if day.dry:
         day.side_by_side(parts, at_once=max(2, CORES))
         return
-    for stage in stages:
-        day.side_by_side(stage)
+    *others, last = stages
+    kept = LEARNING * day.budget if last else 0.0
+    for stage in others:
+        day.side_by_side(stage, kept=kept)
+    day.side_by_side(last)
 
 
 def refused(why: str) -> int:
@@ -87,10 +97,11 @@ def refused(why: str) -> int:
     return 2
 
 
-def has_cuda() -> bool:
+def num_gpus() -> int:
     """Asked of a process of its own: this one stays light, and holds no device."""
-    program = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-    return subprocess.run([sys.executable, "-c", program]).returncode == 0
+    program = "import torch; print(torch.cuda.device_count())"
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    return int(done.stdout) if done.returncode == 0 else 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 import sys
+from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +16,7 @@ from pathlib import Path
 import torch
 
 from tests.gpu.device import CUDA, DEVICE, matmul_in_tf32, timed
-from tests.gpu.places import CORES, DRY
+from tests.gpu.places import CORES, DRY, ROOT
 from tests.gpu.telling import check, tell
 
 PACKAGES = (
@@ -25,6 +27,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 def main() -> None:
+    tell("code", date=datetime.now(UTC).date().isoformat(), commit=said_by("git", "describe", "--always", "--dirty"))
     tell("versions", python=platform.python_version(), cores=CORES, machine=platform.platform(), **versions())
     tell(
         "memory",
@@ -51,12 +54,23 @@ def versions() -> dict[str, str | None]:
     return found
 
 
+def said_by(*command: str) -> str | None:
+    """What a program prints; None where it is not there or fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def gpu() -> None:
     with check("gpu") as c:
         p = torch.cuda.get_device_properties(0)
         c["name"], c["sms"], c["gib"] = p.name, p.multi_processor_count, round(p.total_memory / 2**30, 1)
         c["cuda"], c["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
-        c["nccl"] = torch.cuda.nccl.version()
+        c["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+        c["count"] = torch.cuda.device_count()
+        driver = said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        c["driver"] = driver.splitlines()[0] if driver else None
 
 
 def ceilings() -> None:

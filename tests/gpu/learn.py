@@ -1,60 +1,127 @@
-"""The part `learn`: what learning shows in the time that is left: neighbours of one class before and after.
+"""The part `learn`: what four methods learn in equal seconds, told by frozen features beside those of random weights.
 
-ResNet-18 on Imagenette at 128 px. Asked to end, it asks the run, which writes a checkpoint and ends.
+Each method is timed for some steps. So each gets as many epochs as take its share of the time, and all schedules end.
+The runs follow one after the other in this process, which has paid for imports and for the device; each is scored at
+once. Asked to end, it tells what it has: a run writes a checkpoint and ends.
 """
 
 from __future__ import annotations
 
 import signal
-import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 from pipeline.artifacts.run_files import BACKBONE_NAME, CHECKPOINTS_FOLDER
 from pipeline.foundation.exit_codes import EXIT_REQUEUE
-from tests.gpu.places import DRY, OUT, ROOT, shards
-from tests.gpu.runs import FAST, TINY_IMAGES, afresh, pretrain
-from tests.gpu.telling import tell
+from pipeline.foundation.signals import StopSignal, stop_signals_raise
+from tests.gpu import frozen
+from tests.gpu.device import DEVICE
+from tests.gpu.methods import CONFIG, METHODS, SIZE, sets_of, settings_of
+from tests.gpu.pace import epochs_of_equal_seconds, images_a_second, images_of_an_epoch
+from tests.gpu.places import DRY, OUT, RUNS, UNTIL, shards
+from tests.gpu.runs import afresh, arguments
+from tests.gpu.telling import check, tell
+from train import pretrain as trainer
 from train.run.log import read_log
 
 NAME = "learn"
-EPOCHS, EVERY, HOLD = (1, 1, 0) if DRY else (60, 10, 8)
-SETS = [
-    f"epochs={EPOCHS}",
-    f"curriculum.hold_epochs={HOLD}",
-    "global_batch_size=128",
-    "data.image_size=128",
-    "data.view_size=128",
-    "augment.blur_kernel_size=13",
-    f"run.probe_every_epochs={EVERY}",
-    "run.probe_images=1400",
-    f"run.panels_every_epochs={EVERY}",
-    *FAST,
-    *([*TINY_IMAGES, "global_batch_size=32"] if DRY else []),
-]
+AROUND = 6.0  # seconds of a run that are neither steps nor scoring: its workers' start, checkpoints, pictures
+LAST = 8.0  # for packing, and for what took longer than thought
+RANDOM = ("random", frozen.BASELINE)
+ENOUGH = 100  # epochs: in the middle of so many, methods are timed
 
 
 def main() -> None:
-    folder = afresh(NAME)
-    command = pretrain(NAME, shards("nette"), *SETS, config=ROOT / "configs/imagenette_r18.yaml")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
-    said, _ = process.communicate()
-    print(said[-6000:])
-    probes = [(probe["epoch"], round(probe["knn_top1"], 4)) for probe in read_log(folder, figure="knn_top1")]
-    ok = process.returncode in (0, EXIT_REQUEUE)
-    tell("learning", ok=ok, exit=process.returncode, knn_top1=probes, **figures_of(read_log(folder)))
+    folder, where = afresh(NAME), shards("nette")
+    folder.mkdir()
+    with stop_signals_raise():
+        try:
+            study(folder, where)
+        except StopSignal as asked:
+            tell("asked to end", signal=asked.name)
     pack(folder)
 
 
-def figures_of(log: list[dict[str, float]]) -> dict[str, object]:
-    """From the run's beginning to its end, in five places."""
+def study(folder: Path, where: Path) -> None:
+    """Rates, random weights, then run after run."""
+    rates = {}
+    for method in METHODS:
+        with check(f"pace of {method}") as c:
+            rates[method] = c["images_s"] = round(images_a_second(settings_of(method, ENOUGH), where), 1)
+    scored_from = time.monotonic()
+    data, note = frozen.annotated(where)
+    with check("random weights scored"):
+        frozen.score_weights(frozen.BASELINE, data, 'baselines=["random"]', backbone="resnet18")
+    for label in RANDOM:
+        tell_scores(label, note)
+    scoring = (time.monotonic() - scored_from) / 2
+    each = (UNTIL - time.monotonic() - LAST) / max(len(rates), 1) - AROUND - scoring
+    epochs = epochs_of(rates, where, each)
+    tell(
+        "epochs of equal seconds", device=DEVICE.type, size=SIZE, seconds=round(each, 1), images_s=rates, epochs=epochs
+    )
+    for method in rates:
+        require_time()
+        if run(method, epochs[method], where):
+            require_time()
+            with check(f"{method} scored"):
+                frozen.score_weights(str(folder / method), data, "baselines=[]")
+            tell_scores(method, note)
+
+
+def require_time() -> None:
+    """Raises StopSignal where none is left: a run that is asked to end in its last step ends as others do."""
+    if time.monotonic() >= UNTIL:
+        raise StopSignal(signal.SIGTERM)
+
+
+def epochs_of(rates: dict[str, float], where: Path, seconds: float) -> dict[str, int]:
+    """By method; one of each in a dry day."""
+    if DRY or not rates:
+        return dict.fromkeys(rates, 1)
+    images = images_of_an_epoch(settings_of("r2o", 1), where)
+    return epochs_of_equal_seconds(rates, images=images, seconds=max(seconds, 1.0))
+
+
+def run(method: str, epochs: int, where: Path) -> bool:
+    """One run as `r2o pretrain` starts it, but in this process; whether it came to its end.
+
+    Raises:
+        StopSignal: it was asked to end before.
+    """
+    name, code = f"{NAME}/{method}", None
+    with check(f"learning, {method}") as c:
+        c["method"], c["device"] = method, DEVICE.type
+        code = c["exit"] = trainer.main(arguments(name, where, *sets_of(method, epochs), config=CONFIG))
+        c.update(figures_of(read_log(RUNS / name), batch=settings_of(method, epochs).global_batch_size))
+        c["epochs"], c["ok"] = epochs, code in (0, EXIT_REQUEUE)
+    if code == EXIT_REQUEUE:
+        raise StopSignal(signal.SIGTERM)
+    return code == 0
+
+
+def tell_scores(label: str, note: str) -> None:
+    """What some weights scored, where they were."""
+    if found := frozen.figures_of(label):
+        above = {} if label in RANDOM else frozen.above_baseline(label)
+        tell("frozen scores", weights=label, note=note, scores=found, above_random_bn=above)
+
+
+def figures_of(log: list[dict[str, float]], *, batch: int) -> dict[str, object]:
+    """Steps and seconds in all; the rest from the run's beginning to its end, in five places."""
     if not log:
         return {}
     lines = [log[i * (len(log) - 1) // 4] for i in range(5)]
     rates = sorted(line["images_per_second"] for line in log)
+    seconds, done = 0.0, 0
+    for line in log:
+        steps = int(line["step"]) + 1 - done
+        seconds, done = seconds + steps * batch / line["images_per_second"], done + steps
     return {
-        "steps": log[-1]["step"] + 1,
+        "steps": done,
+        "images": done * batch,
+        "training_s": round(seconds, 1),
         "loss": [round(line["loss"], 4) for line in lines],
         "std": [round(line["prediction_std"], 3) for line in lines],
         "images_s": round(rates[len(rates) // 2], 1),
@@ -62,7 +129,7 @@ def figures_of(log: list[dict[str, float]]) -> dict[str, object]:
 
 
 def pack(folder: Path) -> None:
-    """The run without its weights, as learn.tgz."""
+    """The runs without their weights, as learn.tgz."""
     heavy = {CHECKPOINTS_FOLDER, BACKBONE_NAME}
     with tarfile.open(OUT / "learn.tgz", "w:gz") as archive:
         archive.add(folder, NAME, filter=lambda member: None if heavy & set(Path(member.name).parts) else member)

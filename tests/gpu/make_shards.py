@@ -22,7 +22,6 @@ from tests.train.made_shards import write_images
 
 DATA = Path(os.environ.get("DATA") or ROOT.parent / "shared/data")
 PHOTOS, IMAGENETTE = DATA / "imagenet1k_sample", DATA / "imagenette/train"
-NETTE_IMAGES = 1400
 
 
 def main() -> None:
@@ -34,8 +33,7 @@ def main() -> None:
         if PHOTOS.is_dir():
             make("photos", PHOTOS, images_per_shard=64)
         if IMAGENETTE.is_dir():
-            chosen = evenly_chosen(IMAGENETTE, NETTE_IMAGES, Path(scratch) / "nette")
-            make("nette", chosen, images_per_shard=256, superpixels={"size": 128})
+            make("nette", IMAGENETTE, images_per_shard=256, superpixels={"size": 128})
     for folder in (PHOTOS, IMAGENETTE):
         if not folder.is_dir():
             tell("no photographs", folder=folder)
@@ -50,17 +48,6 @@ def make(name: str, images: Path, **settings: Any) -> None:
     for number in job.pending():
         job.record(make_shard(job.task(number), folder=job.folder))
     tell(f"shards {name}", images=job.finish().stored)
-
-
-def evenly_chosen(root: Path, count: int, folder: Path) -> Path:
-    """A folder of links to some images of another, in its classes."""
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    for i in range(count):
-        path = paths[i * len(paths) // count]
-        link = folder / path.parent.name / path.name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(path.resolve())
-    return folder
 
 
 if __name__ == "__main__":

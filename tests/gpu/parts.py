@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from tests.gpu.page import page_of
 from tests.gpu.places import ROOT
 from tests.gpu.summary import Line, failures, read_results, summary_of
 
@@ -31,6 +32,7 @@ class Part:
 
     arguments: of Python. most: seconds that it may take; in a dry day, all that are left.
     least: seconds under which it is not begun. reads: the shards that it needs. dry: whether a dry day has it.
+    gpus: devices without which it is not begun.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Part:
     least: float
     reads: str | None = None
     dry: bool = True
+    gpus: int = 0
 
 
 @dataclass
@@ -83,12 +86,14 @@ class Day:
     """What has run so far, in how much time, and where it is written.
 
     Lines of an earlier day in the same folder stay, and count for nothing.
+    gpus: devices of this machine.
     """
 
     out: Path
     shards: Path
     budget: float
     dry: bool = False
+    gpus: int = 0
     grace: float = GRACE
     began: float = field(default_factory=time.monotonic)
 
@@ -109,17 +114,20 @@ class Day:
     def results(self) -> Path:
         return self.out / "results.jsonl"
 
-    def side_by_side(self, parts: Iterable[Part], *, at_once: int = 99) -> None:
-        """Run parts at the same time, or so many of them, each to its end or to its limit."""
+    def side_by_side(self, parts: Iterable[Part], *, at_once: int = 99, kept: float = 0.0) -> None:
+        """Run parts at the same time, or so many of them, each to its end or to its limit.
+
+        kept: seconds of the budget that are not theirs.
+        """
         waiting, running = deque(parts), list[Running]()
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:
                     part = waiting.popleft()
-                    if (why := self._reason_to_skip(part)) is not None:
+                    if (why := self._reason_to_skip(part, kept)) is not None:
                         self._write({"part": part.name, "skipped": why})
                     else:
-                        running.append(self._begin(part))
+                        running.append(self._begin(part, kept))
                 time.sleep(POLL)
                 for one in [one for one in running if one.has_ended(self.grace)]:
                     running.remove(one)
@@ -130,10 +138,11 @@ class Day:
                 self._finish(one)
 
     def end(self) -> int:
-        """Tell what was found; gives the exit code."""
+        """Tell what was found, as text and as a page for docs/benchmarks.md; gives the exit code."""
         lines = self.lines()
         text = summary_of(lines)
         (self.out / "summary.txt").write_text(text + "\n")
+        (self.out / "benchmarks.md").write_text(page_of(lines))
         print(text, flush=True)
         return 1 if failures(lines) else 0
 
@@ -141,33 +150,36 @@ class Day:
         """The results of this day."""
         return read_results(self.results.read_bytes()[self._earlier :].decode())
 
-    def _left(self) -> float:
-        return self.budget - (time.monotonic() - self.began) - LAST
+    def _left(self, kept: float) -> float:
+        return self.budget - (time.monotonic() - self.began) - LAST - kept
 
-    def _reason_to_skip(self, part: Part) -> str | None:
+    def _reason_to_skip(self, part: Part, kept: float) -> str | None:
+        if self.gpus < part.gpus:
+            return f"{self.gpus} GPU{'' if self.gpus == 1 else 's'}, {part.gpus} needed"
         name = "tiny" if self.dry and part.reads else part.reads
         if name is not None and not (self.shards / name / "manifest.json").exists():
             return f"no shards in {self.shards / name}"
-        if (left := self._left()) < part.least:
-            return f"{left:.0f} s left, {part.least:g} needed"
+        if (left := self._left(kept)) < part.least:
+            return f"{max(left, 0):.0f} s left, {part.least:g} needed"
         return None
 
-    def _begin(self, part: Part) -> Running:
+    def _begin(self, part: Part, kept: float) -> Running:
         said = self.out / f".{part.name}.log"
+        left = self._left(kept)
+        limit = left if self.dry else min(part.most, left)
         with said.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, *part.arguments],
                 cwd=ROOT,
-                env=self._environment(part),
+                env=self._environment(part, limit),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        left = self._left()
-        return Running(part, process, said, time.monotonic(), left if self.dry else min(part.most, left))
+        return Running(part, process, said, time.monotonic(), limit)
 
-    def _environment(self, part: Part) -> dict[str, str]:
+    def _environment(self, part: Part, limit: float) -> dict[str, str]:
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         return {
             "OMP_NUM_THREADS": "1" if self.dry else "4",
@@ -182,6 +194,7 @@ class Day:
             "SHARDS": str(self.shards),
             "DRY": "1" if self.dry else "",
             "GPU_DAY_PART": part.name,
+            "GPU_DAY_UNTIL": str(time.monotonic() + limit),
         }
 
     def _finish(self, one: Running) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -11,6 +12,7 @@ OUT = Path(os.environ.get("OUT") or ROOT / "runs/gpu-day").absolute()  # results
 RUNS = Path(os.environ.get("GPU_DAY_WORK") or OUT) / "runs"  # removed at the day's end
 SHARDS = Path(os.environ.get("SHARDS") or OUT / "shards").absolute()
 PART = os.environ.get("GPU_DAY_PART", "")  # that this process belongs to
+UNTIL = float(os.environ.get("GPU_DAY_UNTIL") or time.monotonic() + 200)  # the part has time, by this machine's clock
 CORES = len(os.sched_getaffinity(0))
 
 

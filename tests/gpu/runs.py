@@ -19,8 +19,13 @@ FAST = [
 
 def pretrain(name: str, where: Path, *sets: str, config: Path | None = None) -> list[str]:
     """The command of a run in RUNS; the last of equal settings counts."""
-    command = [sys.executable, "-m", "train.pretrain", f"--shards={where}", f"--run={RUNS / name}"]
-    return [*command, *([f"--config={config}"] if config else []), *(f"--set=pretrain.{s}" for s in sets)]
+    return [sys.executable, "-m", "train.pretrain", *arguments(name, where, *sets, config=config)]
+
+
+def arguments(name: str, where: Path, *sets: str, config: Path | None = None) -> list[str]:
+    """The same without the program."""
+    places = [f"--shards={where}", f"--run={RUNS / name}"]
+    return [*places, *([f"--config={config}"] if config else []), *(f"--set=pretrain.{s}" for s in sets)]
 
 
 def afresh(name: str) -> Path:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
-from tests.gpu.places import DRY, ROOT, shards
+from tests.gpu.places import CORES, DRY, ROOT, shards
 from tests.gpu.runs import FAST, TINY_IMAGES, afresh, patience, pretrain
 from tests.gpu.telling import tell
+from train.run.folder import read_record
 from train.run.log import read_log
 
 CONFIG = None if DRY else ROOT / "configs/imagenet1k_r50_8gpu.yaml"
@@ -57,7 +59,15 @@ def run(decode: str) -> None:
         return
     middle = {figure: round(sorted(line[figure] for line in log)[len(log) // 2], 4) for figure in MIDDLE}
     mean = round(sum(line["data_wait"] for line in log) / len(log), 4)
-    tell(decode, ok=code == 0, exit=code, steps=len(log), **middle, data_wait_mean=mean)
+    figures = {"device": device_of(folder), "cores": CORES, "steps": len(log), **middle}
+    tell(decode, ok=code == 0, exit=code, **figures, data_wait_mean=mean)
+
+
+def device_of(folder: Path) -> str:
+    """Which kind a run's record names."""
+    record = read_record(folder)
+    name = record["starts"][-1]["device"] if record else "CPU"
+    return "cpu" if name.startswith("CPU") else "cuda"
 
 
 if __name__ == "__main__":

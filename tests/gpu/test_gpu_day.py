@@ -1,16 +1,22 @@
 """The GPU day as CI sees it: all of it at tiny sizes on a CPU. What fails or hangs is not passed over."""
 
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from tests.gpu import day
+from tests.gpu.aims import AIMS
+from tests.gpu.methods import METHODS
 from tests.gpu.parts import Day, Part
 from tests.gpu.places import ROOT
 from tests.gpu.summary import failures, read_results
@@ -77,7 +83,15 @@ def test_the_whole_day_at_tiny_sizes(tmp_path: Path) -> None:
     assert [line for line in lines if line.get("ok", True) is not True] == [], said
     assert done.returncode == 0, said
     assert {line["part"] for line in lines if "what" in line} == set(ends)  # each has told something
+    assert [line["method"] for line in lines if line.get("exit") == 0 and "method" in line] == list(METHODS)
+    scored = [line["weights"] for line in lines if line.get("what") == "frozen scores"]
+    assert scored == ["random", "random-bn", *METHODS]
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert page.count("| not measured |") == len(AIMS)  # whatever a CPU did
+    assert all(re.search(rf"^\| {label} \| .*\]", page, flags=re.M) for label in scored)
+    assert {line["kind"] for line in lines if "kind" in line} == {"byol", "r2o_k4", "r2o_k128"}
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "benchmarks.md",
         "learn.tgz",
         "log.txt",
         "results.jsonl",
@@ -135,6 +149,47 @@ def test_what_cannot_be_begun_is_skipped_and_said(tmp_path: Path) -> None:
     code, ends = day_of(tmp_path, fine, budget=4.2)  # 4 are kept for the end
     assert (code, ends["fine"]["skipped"]) == (0, "0 s left, 0.5 needed")
     assert "skipped: fine" in (tmp_path / "out/summary.txt").read_text()
+
+
+def test_what_needs_more_gpus_than_there_are_is_skipped(tmp_path: Path) -> None:
+    part = replace(part_of(tmp_path, "nccl", ""), gpus=2)
+    for gpus, expected in ((0, "0 GPUs, 2 needed"), (1, "1 GPU, 2 needed"), (2, None)):
+        with Day(out=tmp_path / f"out{gpus}", shards=tmp_path, budget=100, gpus=gpus) as made:
+            made.side_by_side([part])
+        assert made.lines()[-1].get("skipped") == expected
+
+
+def test_the_last_part_keeps_its_share_and_is_told_its_time(tmp_path: Path) -> None:
+    long = part_of(tmp_path, "long", "import time; time.sleep(60)", most=50)
+    tells = "import os, time; print(float(os.environ['GPU_DAY_UNTIL']) - time.monotonic(), time.monotonic())"
+    later, learn = part_of(tmp_path, "later", ""), replace(part_of(tmp_path, "learn", tells), most=math.inf)
+    with Day(out=tmp_path / "out", shards=tmp_path, budget=10, grace=0.5) as made:
+        began = made.began
+        day.run(made, [[long], [later], [learn]], makes_shards=False)
+    ends = {line["part"]: line for line in made.lines()}
+    assert (ends["long"]["exit"], ends["learn"]["exit"]) == (124, 0)
+    assert ends["long"]["limit"] == pytest.approx(10 - 4 - 0.3 * 10, abs=0.6)  # 4 s are kept for the end of the day
+    assert ends["later"]["skipped"] == "0 s left, 0.5 needed"
+    left, now = map(float, (tmp_path / "out/log.txt").read_text().split("=== learn")[1].split("\n")[1].split())
+    assert left + now - began == pytest.approx(10 - 4, abs=0.2)
+
+
+def test_by_default_learning_has_150_seconds_whatever_the_others_take() -> None:
+    assert day.LEARNING * day.BUDGET >= 150
+    assert [part.name for part in day.STAGES[-1]] == ["learn"]
+    assert day.STAGES[-1][0].most == math.inf
+
+
+@pytest.mark.slow
+def test_two_ranks_through_gloo_have_the_losses_of_one_process(tmp_path: Path) -> None:
+    places = {"OUT": str(tmp_path), "SHARDS": str(tmp_path / "shards"), "GPU_DAY_WORK": str(tmp_path)}
+    given = {**os.environ, "DRY": "1", **places}
+    for name in ("make_shards", "nccl"):
+        subprocess.run([sys.executable, "-m", f"tests.gpu.{name}"], env=given, cwd=ROOT, check=True, timeout=900)
+    found = read_results((tmp_path / "results.jsonl").read_text())[-1]
+    assert found["ok"] is True, found
+    assert len(found["one"]) == len(found["two"]) == 4
+    np.testing.assert_allclose(found["two"], found["one"], rtol=1e-3)
 
 
 @pytest.mark.parametrize("dry", [False, True])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.artifacts.manifest import Manifest
-from pipeline.estimates.cost import image_flops
+from pipeline.estimates.cost import device_memory, image_flops
 from tests.gpu.device import CUDA, DEVICE
 from tests.gpu.places import DRY, shards
 from train.config.batches import plan_batches
@@ -90,6 +90,17 @@ class Trainer:
         """Operations of an image in a step, two a multiply-add."""
         masks = self.figures.masks_per_image if self.figures else 1.0
         return image_flops(self.settings, num_clusters=self.settings.num_clusters(0), masks=masks)
+
+
+def estimated_bytes(settings: PretrainSettings) -> float:
+    """What a dry run says that a step on one device takes."""
+    plan = plan_batches(settings, num_samples=settings.global_batch_size, num_ranks=1)
+    return sum(device_memory(settings, plan).values())
+
+
+def fits(settings: PretrainSettings) -> bool:
+    """Whether a step should fit into this device by that estimate, and some more."""
+    return not CUDA or 1.25 * estimated_bytes(settings) < torch.cuda.get_device_properties(DEVICE).total_memory
 
 
 def repeated(batch: Batch, times: int, settings: PretrainSettings) -> Batch:

@@ -205,6 +205,16 @@ def test_install_happens_once_with_every_version_constrained(tmp_path: Path) -> 
 
 
 @pytest.mark.processes
+def test_other_versions_can_be_installed_elsewhere(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path, installed=True)
+    assert checkout.make("test", "VENV=.venv-old", f"CONSTRAINTS={ODD}").returncode == 0
+    _, venv, *installs, tests = checkout.calls
+    assert venv == ["-m", "venv", ".venv-old"]
+    assert {tuple(call[4:6]) for call in installs} == {("-c", ODD)}
+    assert tests[:2] == ["-m", "pytest"]
+
+
+@pytest.mark.processes
 def test_a_failed_install_leaves_no_valid_stamp(tmp_path: Path) -> None:
     checkout = Checkout(tmp_path, installed=True)
     os.utime(tmp_path / "constraints.txt", (2**31, 2**31))
