@@ -20,7 +20,7 @@ from train.config.pretrain import PretrainSettings
 REFERENCE_SIZE = 224  # pixels
 FLOAT, HALF = 4, 2  # bytes
 LARGEST_MAP = 64 * 112**2  # elements of an image's largest feature map at 224 px
-LIVE_MAPS = 3  # of that size, while nothing is kept
+LIVE_MAPS = 3  # of that size and of each view that passes, while nothing is kept
 USUAL_SUPERPIXELS = 100
 RATE_LINES = 20
 
@@ -130,8 +130,9 @@ def device_memory(settings: PretrainSettings, plan: BatchPlan) -> dict[str, floa
     most = max(settings.curriculum.initial_num_clusters, settings.curriculum.final_num_clusters)
     row = trunk.c5_channels + model.projection_size + 4 * model.head_hidden_size
     kept = 2 * area * (trunk.kept_bf16 if half else trunk.kept_fp32) + 2 * usual_masks(settings, most) * row * word
+    passing = LIVE_MAPS * (1 if plan.num_ranks == 1 else 2)  # several ranks pass both views at once
     return {
-        "activations": plan.local_batch_size * (kept + LIVE_MAPS * LARGEST_MAP * area * word),
+        "activations": plan.local_batch_size * (kept + passing * LARGEST_MAP * area * word),
         "weights": FLOAT * (3 * count.online + count.target) + (HALF * count.online if half else 0),
         "batches": 2 * plan.local_batch_size * sample_numbers(settings.data) * (word + 1),
     }

@@ -1,6 +1,10 @@
-"""How often a step on a GPU launches, exchanges and waits, counted without one."""
+"""How often a step on a GPU launches, exchanges and waits, counted without one.
+
+`python -m tests.train.engine.test_launches` prints the counts for docs/benchmarks.md.
+"""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -93,11 +97,11 @@ def test_passes_that_add_up_wait_no_more_than_alone() -> None:
     assert counted.waits == ["rows are counted", "rows are counted", "a copy to cpu"]
 
 
-def test_a_batch_reaches_the_device_without_a_wait() -> None:
-    settings = settings_of(16, run={"precision": "bf16", "channels_last": True})
+def host_batch(settings: PretrainSettings) -> HostBatch:
+    """Black images with augmentations of their own."""
     rng = np.random.default_rng(0)
     drawn = [draw_params(rng, settings.augment) for _ in range(IMAGES)]
-    host = HostBatch(
+    return HostBatch(
         sample_id=torch.arange(IMAGES),
         images=torch.zeros(IMAGES, 3, SIZE, SIZE, dtype=torch.uint8),
         superpixels=torch.zeros(IMAGES, SIZE, SIZE, dtype=torch.uint8),
@@ -107,6 +111,11 @@ def test_a_batch_reaches_the_device_without_a_wait() -> None:
         flipped=torch.zeros(IMAGES, 2, dtype=torch.bool),
         augment=AugmentParams(*(np.stack(values) for values in zip(*drawn, strict=True))),
     )
+
+
+def test_a_batch_reaches_the_device_without_a_wait() -> None:
+    settings = settings_of(16, run={"precision": "bf16", "channels_last": True})
+    host = host_batch(settings)
     with launches() as counted:
         made = to_device(host, settings, DEVICE)
     assert (made.views.dtype, made.views.device) == (torch.bfloat16, DEVICE)
@@ -115,8 +124,8 @@ def test_a_batch_reaches_the_device_without_a_wait() -> None:
     assert counted.kernels.total() <= 140
 
 
-@pytest.fixture
-def many_ranks() -> Iterator[World]:
+@contextmanager
+def first_of_many() -> Iterator[World]:
     """The first of 128 ranks, whose exchanges go nowhere; batch norms take CUDA's kernels."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=RANKS)
     try:
@@ -126,11 +135,32 @@ def many_ranks() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def test_batch_norms_over_many_ranks_exchange_once_for_both_views_and_wait_for_nothing(many_ranks: World) -> None:
-    counted = step_of(settings_of(128, ranks=RANKS), many_ranks)
+def test_batch_norms_over_many_ranks_exchange_once_for_both_views_and_wait_for_nothing() -> None:
+    with first_of_many() as world:
+        counted = step_of(settings_of(128, ranks=RANKS), world)
     assert counted.waits == ["rows are counted", "a copy to cpu"]
     assert counted.mixed == []
     # Forward: C4 of the target (43), then online and target with their projectors, and the predictor.
     assert counted.exchanges["_allgather_base_"] == 43 + 2 * 54 + 1
     assert counted.exchanges["allreduce_"] == 54 + 1 + 1  # backward; then the step's figures
     assert counted.kernels["convolution"] == 2 * 53 + 43  # both views pass together
+
+
+def main() -> None:
+    for clusters in (4, 16, 128):
+        counted = step_of(settings_of(clusters), World(0, 1, DEVICE))
+        print(f"K = {clusters}: {counted.kernels.total()} kernels, waits: {', '.join(counted.waits)}")
+    settings = settings_of(16)
+    with launches() as counted:
+        to_device(host_batch(settings), settings, DEVICE)
+    print(f"a batch on its way to the step: {counted.kernels.total()} kernels, {len(counted.waits)} waits")
+    with first_of_many() as world:
+        counted = step_of(settings_of(128, ranks=RANKS), world)
+    print(
+        f"K = 128 on one of {RANKS} ranks: {counted.kernels.total()} kernels, {counted.exchanges.total()} exchanges, "
+        f"{len(counted.waits)} waits"
+    )
+
+
+if __name__ == "__main__":
+    main()
