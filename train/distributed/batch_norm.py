@@ -34,7 +34,8 @@ class GlobalBatchNorm(_BatchNorm):
             return super().forward(input)
         normalise = _opaque if torch.compiler.is_compiling() else _GlobalNormalisation.apply
         output: Tensor
-        output, mean, variance, count = normalise(input, self.weight, self.bias, self.eps, self.parts)
+        output, *statistics = normalise(input, self.weight, self.bias, self.eps, self.parts)
+        mean, variance, count = (value.detach() for value in statistics)
         if self.track_running_stats:
             if _are_images(input):
                 values = input.numel() // input.shape[1] // self.parts * dist.get_world_size()

@@ -97,17 +97,22 @@ def batch_norm_cases(rank: int) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def compiled_case(rank: int) -> dict[str, torch.Tensor]:
-    """What torch.compile, without any break of its graph, changes about a layer with two parts; all are differences."""
-    torch.manual_seed(0)
-    layer = nn.Sequential(nn.Conv2d(3, 4, 3), GlobalBatchNorm(4), nn.ReLU())
-    x, found = torch.randn(8, 3, 6, 6)[4 * rank : 4 * rank + 4], []
-    for function in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
-        layer.zero_grad()
-        mine = x.clone().requires_grad_()
-        with statistics_by_part(layer, 2):
-            out = function(mine)
-        out.square().sum().backward()
-        found.append([out.detach(), mine.grad, *(p.grad.clone() for p in layer.parameters())])
+    """What torch.compile, without any break of its graph, changes about two steps of a layer with two parts; all are
+    differences."""
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        layer = nn.Sequential(nn.Conv2d(3, 4, 3), GlobalBatchNorm(4), nn.ReLU())
+        function = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
+        x = torch.randn(8, 3, 6, 6)[4 * rank : 4 * rank + 4]
+        for _ in range(2):
+            layer.zero_grad()
+            mine = x.clone().requires_grad_()
+            with statistics_by_part(layer, 2):
+                out = function(mine)
+            out.square().sum().backward()
+        gradients = [p.grad for p in layer.parameters()]
+        found.append([out.detach(), mine.grad, *gradients, *(b.double() for b in layer.buffers())])
     return {str(i): (a - b).abs().max() for i, (a, b) in enumerate(zip(*found, strict=True))}
 
 
