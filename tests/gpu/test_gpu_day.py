@@ -198,7 +198,7 @@ def test_what_is_timed_waits_for_all_before_it_but_in_a_dry_day(
 ) -> None:
     monkeypatch.setattr(day, "CORES", 2)
     sleep = "import time; print(time.monotonic()); time.sleep({}); print(time.monotonic())"
-    lengths = {"short": 0.2, "long": 2, "timed": 0.2}
+    lengths = {"short": 1, "long": 3, "timed": 0.2}
     short, long, timed = (part_of(tmp_path, name, sleep.format(length)) for name, length in lengths.items())
     with Day(out=tmp_path / "out", shards=tmp_path / "shards", budget=100, dry=dry) as made:
         day.run(made, [[short, long], [timed]], makes_shards=True)

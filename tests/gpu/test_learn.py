@@ -80,6 +80,7 @@ def asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for module in (learn, runs):
         monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(frozen, "OUT", tmp_path / "scores")
+    monkeypatch.setattr(learn, "UNTIL", time.monotonic() + 100)
     monkeypatch.setattr(learn, "shards", lambda name: tmp_path / name)
     monkeypatch.setattr(learn, "images_a_second", lambda settings, where: 1000.0)
     monkeypatch.setattr(learn, "images_of_an_epoch", lambda settings, where: 8000)
