@@ -29,7 +29,8 @@ from pipeline.foundation.progress import say
 
 BEAT = 1.0  # seconds
 GRACE = 5.0  # seconds that a process has to end by itself; whoever started the ranks blames the one that died first
-CONNECTING = 20.0  # seconds
+PATIENCE = 20.0  # seconds that a connection or a message may take; on a busy machine a second is soon over
+LISTENING = 2.0  # seconds that last words have to be heard
 KEY = "r2o/watch"
 LONGEST = 1 << 14  # characters of a message
 
@@ -49,7 +50,7 @@ class _Line:
         self.connection, self.rank = connection, rank
         self.heard_at = time.monotonic()
         self._rest = b""
-        connection.settimeout(BEAT)
+        connection.settimeout(PATIENCE)
 
     def send(self, *message: Any) -> None:
         """Send a message; whether the other side is still there, reading tells."""
@@ -140,7 +141,7 @@ class RankWatch:
         token, port, seen = json.loads(store.get(KEY))
         for host in (address[0], seen):
             with suppress(OSError):
-                line = _Line(socket.create_connection((host, port), CONNECTING), 0)
+                line = _Line(socket.create_connection((host, port), PATIENCE), 0)
                 line.send("hello", token, self.rank)
                 self._lines.register(line.connection, selectors.EVENT_READ, line)
                 return
@@ -238,8 +239,20 @@ class RankWatch:
         line.connection.close()
 
     def _say_last_words(self) -> None:
-        """Of the first rank to all, of another one to the first."""
+        """Of the first rank to all, of another one to the first; then wait until they are heard, a moment at most.
+
+        A connection that is closed with something unread is torn down, and what was just sent may be lost with it.
+        """
         self._send_all(*self._last_words)
+        deadline = time.monotonic() + LISTENING
+        for line in self._others():
+            with suppress(OSError):
+                line.connection.shutdown(socket.SHUT_WR)
+        for line in self._others():
+            while (left := deadline - time.monotonic()) > 0:
+                line.connection.settimeout(left)
+                if line.read() is None:
+                    break
         self._forget()
 
     def _forget(self) -> None:

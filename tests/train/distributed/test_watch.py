@@ -34,9 +34,10 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[RankWa
     def start(count: int, seconds: float = LONG, *, greeted: bool = True) -> list[RankWatch]:
         store = dist.HashStore()
         for rank in range(count):
-            made.append(
-                RankWatch(rank, count, store, address=ADDRESS, seconds=seconds, leave=codes.setdefault(rank, []).append)
-            )
+            leave = codes.setdefault(rank, []).append
+            made.append(RankWatch(rank, count, store, address=ADDRESS, seconds=seconds, leave=leave))
+        if greeted:
+            until(lambda: {line.rank for line in made[0]._others()} == set(range(1, count)))
         return made
 
     codes: dict[int, list[int]] = {}
@@ -79,6 +80,17 @@ def test_the_first_rank_tells_its_reason_too(ranks: Callable[..., list[RankWatch
     assert [watches[rank].loss(within=30) for rank in (1, 2)] == [
         Loss(EXIT_FAILED, "rank 0 ended: " + "x" * (watch_module.LONGEST // 8))
     ] * 2
+
+
+def test_last_words_are_heard_though_much_is_unread(ranks: Callable[..., list[RankWatch]]) -> None:
+    watches = ranks(3)
+    for watch in watches[1:]:
+        for line in watch._others():
+            for _ in range(1000):
+                line.send("beat")
+    watches[0].close(Loss(EXIT_INPUT_ERROR, "a reason"))
+    expected = Loss(EXIT_INPUT_ERROR, "rank 0 ended: a reason")
+    assert [watches[rank].loss(within=30) for rank in (1, 2)] == [expected] * 2
 
 
 def test_who_ends_by_itself_in_time_is_not_ended(
