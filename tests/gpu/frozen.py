@@ -10,9 +10,8 @@ from pathlib import Path
 from pipeline.artifacts.sample import IMAGE_MEMBER, META_MEMBER, SampleMeta
 from pipeline.artifacts.scores import ImageCounts, read_counts, read_scores, score_of
 from pipeline.report.statistics import Draws, percentile_interval, resampled_means
-from tests.gpu.make_shards import DATA
 from tests.gpu.methods import SIZE
-from tests.gpu.places import DRY, RUNS
+from tests.gpu.places import DATA, DRY, RUNS
 from train.evals.frozen import score
 
 BASELINE, RESAMPLES = "random-bn", 2000

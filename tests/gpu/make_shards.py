@@ -5,7 +5,6 @@ Photographs lie in $DATA, or beside the checkout in ../shared/data: imagenet1k_s
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,11 +15,10 @@ from preprocess.shards.job import ShardJob
 from preprocess.shards.make_one import make_shard  # this needs fast_slic, as nothing else of the day does
 from preprocess.shards.plan import Plan
 from preprocess.sources.list_images import list_images
-from tests.gpu.places import DRY, ROOT, SHARDS
+from tests.gpu.places import DATA, DRY, SHARDS
 from tests.gpu.telling import tell
 from tests.train.made_shards import write_images
 
-DATA = Path(os.environ.get("DATA") or ROOT.parent / "shared/data")
 PHOTOS, IMAGENETTE = DATA / "imagenet1k_sample", DATA / "imagenette/train"
 
 

@@ -78,7 +78,7 @@ def test_dry_run_counts_the_samples_of_shards(tmp_path: Path) -> None:
 
 def test_dry_run_tells_what_is_left_of_a_run(tmp_path: Path) -> None:
     arguments = ("pretrain", "--dry-run", "--num-samples", "4096", "--run", tmp_path)
-    assert "assuming 20 % of their fp32 peak" in r2o(*arguments).stdout
+    assert "estimated, not measured: at 58 % of their peak, as others train ResNet-50" in r2o(*arguments).stdout
     (tmp_path / "log.jsonl").write_text('{"step": 99, "images_per_second": 409.6}\n{"step": 1')
     assert "33.3 min left after step 100 of 300, at 409.6 images/s as measured" in r2o(*arguments).stdout
 
