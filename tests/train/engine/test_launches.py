@@ -70,7 +70,8 @@ def step_of(settings: PretrainSettings, world: World) -> Launches:
     return counted
 
 
-@pytest.mark.parametrize(("num_clusters", "most"), [(4, 2010), (128, 2180)])
+# torch 2.15 takes 1,999 and 2,170; 2.11 takes 17 more of the same
+@pytest.mark.parametrize(("num_clusters", "most"), [(4, 2020), (128, 2190)])
 def test_a_step_waits_twice_mixes_no_devices_and_launches_little(num_clusters: int, most: int) -> None:
     counted = step_of(settings_of(num_clusters), World(0, 1, DEVICE))
     assert counted.waits == ["rows are counted", "a copy to cpu"]
