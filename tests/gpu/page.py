@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pipeline.foundation.exit_codes import EXIT_REQUEUE
 from tests.gpu.aims import is_meant_card, steps_of, told, verdicts
@@ -109,21 +109,36 @@ def _steps(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _compiled(lines: Sequence[Line]) -> Iterator[str]:
-    yield "### Compiled step, K = 128"
-    yield ""
     found = [line for line in lines if line["part"] == "compile" and "batch" in line]
-    names = ("batch", "ms", "images_s", "gib", "first_step_s", "graph_breaks")
-    head = ("batch", "ms", "images/s", "GiB", "first step, s", "graph breaks")
-    yield from table(head, [[line.get(name) for name in names] for line in found])
+    columns = {
+        "batch": "batch",
+        "ms": "ms",
+        "images_s": "images/s",
+        "gib": "GiB",
+        "first_step_s": "first step, s",
+        "graph_breaks": "graph breaks",
+    }
+    yield from _figures("Compiled step, K = 128", found, columns)
 
 
 def _runs(lines: Sequence[Line]) -> Iterator[str]:
-    yield "### Whole runs"
-    yield ""
     found = [line for line in lines if line["part"] == "stream" and "what" in line]
-    names = ("what", "steps", "images_per_second", "data_wait_mean", "overhead", "memory_gb")
-    head = ("decodes", "steps", "images/s", "data_wait", "overhead", "GB")
-    yield from table(head, [[line.get(name) for name in names] for line in found])
+    columns = {
+        "what": "decodes",
+        "steps": "steps",
+        "images_per_second": "images/s",
+        "data_wait_mean": "data_wait",
+        "overhead": "overhead",
+        "memory_gb": "GB",
+    }
+    yield from _figures("Whole runs", found, columns)
+
+
+def _figures(title: str, found: Sequence[Line], columns: Mapping[str, str]) -> Iterator[str]:
+    """A section with a row a line; `columns`: which of its figures, and how they are called."""
+    yield f"### {title}"
+    yield ""
+    yield from table(tuple(columns.values()), [[line.get(name) for name in columns] for line in found])
 
 
 def _ranks(lines: Sequence[Line]) -> Iterator[str]:
