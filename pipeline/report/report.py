@@ -38,6 +38,7 @@ class Wanted:
         scores: names; none: headlines. `resamples`: of the bootstrap; 0: none.
         against: names the row that all are compared with; None: the first of their backbone.
         pairs: names of rows to compare in every column.
+        rankings: the protocol that the rankings of others are held against; not in CSV.
     """
 
     scores: tuple[str, ...] = ()
@@ -45,6 +46,7 @@ class Wanted:
     resamples: int
     against: str | None = None
     pairs: tuple[tuple[str, str], ...] = ()
+    rankings: str | None = None
     quoted: WhichQuoted = "main"
     format: ReportFormat = "text"
 
@@ -59,13 +61,17 @@ def make_report(places: Sequence[Path], wanted: Wanted, *, picture: Path | None 
     """
     if picture:
         check_plotting()
+    if wanted.rankings and wanted.format == "csv":
+        raise InputError("--rankings has no CSV; take --format text or markdown")
     table = read_table(places, scores=wanted.scores, resamples=wanted.resamples)
     quoted = quoted_beside(table.columns, wanted.quoted)
     against = None if wanted.against is None else row_named(table.rows, wanted.against)
     pairs = [(row_named(table.rows, ours), row_named(table.rows, theirs)) for ours, theirs in wanted.pairs]
     write = _WRITERS.get(wanted.format)
     if write:
-        views = views_of(table, quoted, against=against, pairs=pairs, per_class=wanted.per_class)
+        views = views_of(
+            table, quoted, against=against, pairs=pairs, per_class=wanted.per_class, rankings=wanted.rankings
+        )
         text = write(views)
     else:
         text = as_csv(table, quoted, against=against, pairs=pairs, per_class=wanted.per_class)

@@ -21,6 +21,8 @@ def add_verbs(verbs: Verbs[Parser]) -> None:
     pair = "how likely A beats B; each a label, `label backbone`, or the first digits of a hash"
     parser.add_argument("--compare", action="append", nargs=2, default=[], metavar=("A", "B"), help=pair)
     parser.add_argument("--against", metavar="A", help="the row that all are compared with (first of their backbone)")
+    against = "Kendall's τ of every ranking of the weights with that by this protocol, such as voc"
+    parser.add_argument("--rankings", metavar="PROTOCOL", help=against)
     parser.add_argument("--quoted", choices=("main", "all", "none"), default="main", help="the paper's figures (main)")
     parser.add_argument("--paper", action="store_true", help="print all figures of the paper and end")
     parser.add_argument("--format", choices=("text", "markdown", "csv"), default="text", help="(text)")
@@ -51,6 +53,7 @@ def _results(arguments: argparse.Namespace) -> int:
         resamples=arguments.bootstrap,
         against=arguments.against,
         pairs=tuple((ours, theirs) for ours, theirs in arguments.compare),
+        rankings=arguments.rankings,
         quoted=arguments.quoted,
         format=arguments.format,
     )

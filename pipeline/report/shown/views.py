@@ -8,6 +8,7 @@ from pipeline.artifacts.results import Spread
 from pipeline.report.compare import RowComparison, baseline_of, compare_rows
 from pipeline.report.paper_rows import PAPER_ROWS, PAPER_TABLES
 from pipeline.report.quoted import Quoted
+from pipeline.report.rankings import FEWEST_WEIGHTS, rankings_against
 from pipeline.report.shown.blocks import Block
 from pipeline.report.statistics import INTERVAL_LEVEL, Interval
 from pipeline.report.table import ResultsTable, TableCell
@@ -25,18 +26,23 @@ def views_of(
     against: int | None = None,
     pairs: Sequence[tuple[int, int]] = (),
     per_class: bool = False,
+    rankings: str | None = None,
 ) -> list[Block]:
-    """All blocks: scores, chances, pairs, classes, and what the columns are.
+    """All blocks: scores, chances, pairs, rankings, classes, and what the columns are.
 
     Args:
         against: the row that others are compared with; None: for each the first row of its own backbone.
         pairs: of rows to compare in every column.
         per_class: also the scores by class.
+        rankings: the protocol that the others' rankings are held against.
+    Raises:
+        InputError: there are no results of `rankings`.
     """
     blocks = [_scores(table, quoted)]
     if table.resamples:
         blocks += _chances(table, against)
     blocks += [_pair(table, ours, theirs) for ours, theirs in pairs]
+    blocks += [_rankings(table, rankings)] if rankings else []
     blocks += _classes(table) if per_class else []
     return [*blocks, Block(title="Columns", lines=_about(table)), *_remarks(table)]
 
@@ -152,6 +158,24 @@ def _pair(table: ResultsTable, ours: int, theirs: int) -> Block:
     header = ["column", "A", "B", "A − B", "P(A > B)"]
     lines = [] if rows else ["They have no column in common."]
     return Block(title=f"A = {a} against B = {b}, over the same images", header=header, rows=rows, lines=lines)
+
+
+def _rankings(table: ResultsTable, protocol: str) -> Block:
+    found = rankings_against(table, protocol)
+    rows, reference = [], table.columns[found.reference]
+    for one in found.agreements:
+        about = table.columns[one.column]
+        tau = NOTHING if one.tau is None else f"{one.tau:+.2f}"
+        interval = (
+            f" [{one.interval.low:+.2f}, {one.interval.high:+.2f}]" if one.interval and one.tau is not None else ""
+        )
+        rows.append([f"[{about.number}] {about.first.name} {about.score}", str(one.weights), tau + interval])
+    lines = ["1: the same order of all pairs of weights; 0: as many pairs agree as disagree; -1: the reverse order."]
+    lines.append(
+        f"Not told of fewer than {FEWEST_WEIGHTS} weights. Intervals are over the images of the row's column alone."
+    )
+    title = f"Kendall's τ of each ranking of the weights with that by [{reference.number}] {reference.first.name}"
+    return Block(title=title, header=["column", "weights", "τ"], rows=rows, lines=lines)
 
 
 def _classes(table: ResultsTable) -> list[Block]:
