@@ -31,6 +31,7 @@ from tests.evidence.verdicts import write_results
 
 COMPUTE_NAME = "compute.json"
 OVER_TRAINING = "abo-over-training"
+BANK = 2000  # photographs of Imagenette's train that kNN and regression are fitted to
 PARTS = ("pretrain", "score", "tell")
 VOC_PROTOCOLS = "linear,knn,context,overclustering,abo"
 
@@ -93,10 +94,21 @@ def score(run: Path, *, data: Path, voc: Path, work: Path) -> int:
     out, val_shards = work / "scores", work / "voc-shards"
     horses = data / "weizmann_horse_cub_layout"
     frozen = ["--config", str(CONFIG), "--weights", str(run)]
+    of_bank = _set([f"eval_frozen.data.max_images={BANK}"])
     on_voc = _set(["eval_frozen.data.train_list=trainaug", f"eval_frozen.abo.superpixels={val_shards}"])
     commands = [
         ["shards", "--images", str(voc / "JPEGImages"), "--shards", str(val_shards)],
-        ["eval-frozen", *frozen, "--data", str(data / "imagenette"), "--protocols", "classes", "--out", str(out)],
+        [
+            "eval-frozen",
+            *frozen,
+            "--data",
+            str(data / "imagenette"),
+            "--protocols",
+            "classes",
+            "--out",
+            str(out),
+            *of_bank,
+        ],
         ["eval-frozen", *frozen, "--data", str(voc), "--protocols", VOC_PROTOCOLS, "--out", str(out), *on_voc],
         [
             "eval-abo",
