@@ -20,6 +20,7 @@ from train.distributed.replicas import distribute
 from train.distributed.world import World
 from train.engine.lars import LARS
 from train.models.backbone import build_backbone
+from train.models.byol_init import draw_as_byol
 from train.models.heads import Head
 from train.r2o.loss import Everywhere
 from train.r2o.model import R2O, Objective
@@ -96,14 +97,19 @@ def build_model(settings: PretrainSettings, *, max_superpixels: int, init: Mappi
     """
     model = settings.model
     backbone = build_backbone(model.backbone, seed=settings.seed, image_size=settings.data.image_size)
-    if init is not None:
-        backbone.load_state_dict({**backbone.state_dict(), **init})
     with torch.random.fork_rng(devices=[]):
+        if model.init == "byol":
+            torch.manual_seed(settings.seed)
+            draw_as_byol(backbone)
         torch.manual_seed(settings.seed + 1)
         hidden, size = model.head_hidden_size, model.projection_size
         bias, contrast = model.head_output_bias, settings.objective.loss == "nt_xent"
         projector = Head(backbone.c5_channels, hidden_size=hidden, out_size=size, output_bias=bias)
         predictor = None if contrast else Head(size, hidden_size=hidden, out_size=size, output_bias=bias)
+        if model.init == "byol":
+            draw_as_byol(nn.ModuleList([projector, *filter(None, [predictor])]))
+    if init is not None:
+        backbone.load_state_dict({**backbone.state_dict(), **init})
     return R2O(
         backbone,
         projector,
