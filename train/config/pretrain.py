@@ -134,7 +134,8 @@ class OptimSettings(Settings):
     """LARS and its schedules (A.1, Optimization).
 
     Attributes:
-        lars: `deepmind`'s form (BYOL's) or the authors' `release`'s; see `train.engine.lars.LARS`.
+        lars: `deepmind`'s form (BYOL's) or the authors' `release`'s, which also adapts and decays the gain of the
+            stem's batch norm; see `train.engine.lars.LARS`.
         lr_scale_by_clusters: the learning rate is also multiplied by K over this (authors' release: 16).
         target_ema_batch_size: base_target_ema is for batches of this size; τ becomes τ^(global_batch_size / it).
         target_update: `before_targets` moves the target within the step, by the weights that the step begins with:

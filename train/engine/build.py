@@ -27,6 +27,7 @@ from train.r2o.model import R2O, Objective
 from train.r2o.refine import Refinement
 
 NOT_ADAPTED = ("class_token", "pos_embedding")
+ALWAYS_ADAPTED = "online.backbone.bn1.weight"  # by `lars: release`: its exclusion by name misses this batch norm
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,18 @@ def objective_of(objective: ObjectiveSettings, *, concatenate_views: bool) -> Ob
 
 
 def build_optimizer(model: R2O, settings: PretrainSettings) -> LARS:
-    """LARS over what is learned; tokens and position embeddings of a ViT are neither adapted nor decayed."""
+    """LARS over what is learned; tokens and position embeddings of a ViT are neither adapted nor decayed.
+
+    The release's form adapts and decays the gain of the stem's batch norm, too.
+    """
     optim = settings.optim
     learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    plain = [p for name, p in learned if name.endswith(NOT_ADAPTED)]
-    groups: list[dict[str, Any]] = [{"params": [p for name, p in learned if not name.endswith(NOT_ADAPTED)]}]
-    if plain:
-        groups.append({"params": plain, "adapt": False})
+    plain = {name for name, _ in learned if name.endswith(NOT_ADAPTED)}
+    always = {name for name, _ in learned if name == ALWAYS_ADAPTED and optim.lars == "release"}
+    groups: list[dict[str, Any]] = [{"params": [p for name, p in learned if name not in plain | always]}]
+    for names, adapt in ((plain, False), (always, "always")):
+        if names:
+            groups.append({"params": [p for name, p in learned if name in names], "adapt": adapt})
     return LARS(
         groups,
         momentum=optim.momentum,

@@ -32,7 +32,8 @@ class StepFigures(NamedTuple):
     loss: L_repr (Eq. 5), in [0, 8], or half of it (`objective.directions: mean`). valid_fraction: of the B × K masks,
     those in both views. clusters_in_use: per image. prediction_std, projection_std: see `feature_std`. grad_norm: L2
     over all parameters, before LARS. skipped: samples that could not be read and were replaced. overflowed: 1 where
-    fp16 gradients were too large and nothing was updated. asked_to_stop: ranks that want the run to end after this step.
+    fp16 gradients were too large and nothing was updated. asked_to_stop: ranks that want the run to end after this
+    step.
     """
 
     loss: float

@@ -1,5 +1,6 @@
 """Every configuration of the paper: its resolved values against tables typed from the paper, and a step of each."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from train.data.device import LocalBatch, to_device
 from train.data.loader import host_batches
 from train.data.shards.open import max_superpixels, open_shards
 from train.distributed.world import World
-from train.engine.build import build_training
+from train.engine.build import build_training, refinement_of
 from train.engine.step import train_step
+from train.r2o.kmeans import seeding_uniforms
+from train.r2o.masks import grid_label_map, sample_label_map
+from train.r2o.refine import refine, unrefined
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 NO_PAPER = {"demo", "eval_frozen", "imagenette_r18", "voc_fcn"}
@@ -51,6 +55,7 @@ PAPER: dict[str, Any] = {
     "model.projection_size": 256,
     "model.head_output_bias": False,
     "model.concatenate_views": False,
+    "model.init": "torchvision",
     "refine.clustering": "kmeans",
     "refine.regions": "superpixels",
     "refine.grid": None,
@@ -62,6 +67,9 @@ PAPER: dict[str, Any] = {
     "objective.view_masks": "refined",
     "objective.rows": "valid",
     "objective.min_pool_area": 0.0,
+    "objective.min_valid_area": 1e-3,
+    "objective.mask_weight": "equal",
+    "objective.directions": "sum",
     "objective.roi_aligned": True,
     "objective.masks_per_view": 16,
     "objective.temperature": 0.1,
@@ -69,6 +77,7 @@ PAPER: dict[str, Any] = {
     "curriculum.initial_num_clusters": 128,
     "curriculum.final_num_clusters": 4,
     "curriculum.hold_epochs": 40,
+    "curriculum.first_epoch": 0,
     "optim.base_lr": 0.3,
     "optim.warmup_epochs": 3,
     "optim.momentum": 0.9,
@@ -88,8 +97,11 @@ def k(initial: int, final: int, schedule: str, hold: float) -> dict[str, Any]:
     return {f"curriculum.{name}": value for name, value in zip(names, (initial, final, schedule, hold), strict=True)}
 
 
-# 4.4: "ImageNet100 for 100 epochs"; Table A5's first row is linear.
-ABLATION = {"epochs": 100, "global_batch_size": 1024, "optim.warmup_epochs": 1, **k(128, 4, "linear", 0)}
+# 4.4: "ImageNet100 for 100 epochs"; Table A5's first row is linear. A.7's constraints bind where regions are painted.
+ABLATION = {
+    "epochs": 100, "global_batch_size": 1024, "optim.warmup_epochs": 1, "refine.assign": "superpixel",
+    **k(128, 4, "linear", 0),
+}  # fmt: skip
 LONG = {**ABLATION, "epochs": 300, "optim.warmup_epochs": 3, **k(128, 4, "quarter_cosine", 40)}  # A.4, A.5
 GRID = {"refine.clustering": "none", "refine.regions": "grid"}
 
@@ -98,8 +110,9 @@ TABLE: dict[str, dict[str, Any]] = {
     "imagenet1k_r50_authors_release": {
         "augment.flip_probability": 1.0, "model.head_output_bias": True, "model.concatenate_views": True,
         "refine.assign": "superpixel", "objective.rows": "all", "objective.min_pool_area": 1.0,
-        "objective.roi_aligned": False, "curriculum.hold_epochs": 0, "optim.lars": "release",
-        "optim.lr_scale_by_clusters": 16, "optim.target_update": "before_step",
+        "objective.roi_aligned": False, "objective.directions": "mean", "curriculum.hold_epochs": 0,
+        "curriculum.first_epoch": 1, "optim.lars": "release", "optim.lr_scale_by_clusters": 16,
+        "optim.target_update": "before_targets",
     },
     "imagenet1k_r50_8gpu": {"global_batch_size": 1024, "optim.target_ema_batch_size": 4096},
     "imagenet1k_r50_byol": {"refine.clustering": "none", "refine.regions": "image", **k(1, 1, "constant", 0)},
@@ -191,7 +204,10 @@ def test_superpixels_are_slic_with_100_segments_at_224(name: str) -> None:
     [
         ("imagenet1k_r50_paper", {0: 128, 39: 128, 40: 128, 100: 119, 200: 74, 300: 4}),  # A.8
         ("imagenet100_table4_256_to_4", {0: 256, 50: 130, 100: 4}),
-        ("imagenet100_table4_4_to_128", {0: 4, 50: 66, 100: 128}),
+        # Of epochs 0 … 99 the last is one step short of the final K: 4 + 1.24, and 128 - 1.24.
+        ("imagenet100_table4_128_to_4", {0: 128, 1: 126, 99: 5, 100: 4}),
+        ("imagenet100_table4_4_to_128", {0: 4, 1: 5, 50: 66, 99: 126, 100: 128}),
+        ("imagenet1k_r50_authors_release", {0: 127, 1: 127, 298: 4, 299: 4}),  # of epochs 1 … 300
         ("imagenet100_tableA5_piecewise", {0: 128, 16: 128, 17: 64, 34: 32, 50: 16, 67: 8, 84: 4, 99: 4}),
         ("imagenet100_tableA5_fixed_64", {0: 64, 99: 64}),
     ],
@@ -199,6 +215,14 @@ def test_superpixels_are_slic_with_100_segments_at_224(name: str) -> None:
 def test_k_by_epoch(name: str, epochs: dict[int, int]) -> None:
     settings = settings_of(name)
     assert {epoch: settings.num_clusters(epoch) for epoch in epochs} == epochs
+
+
+def test_epochs_counted_from_1_end_with_the_final_k_of_the_linear_schedule() -> None:
+    """The release's: for epoch in 1 … T, int(K_0 + (K_f - K_0) · epoch / T)."""
+    counted = "pretrain.curriculum.first_epoch=1"
+    falling, rising = (settings_of(f"imagenet100_table4_{k}", counted) for k in ("128_to_4", "4_to_128"))
+    assert [falling.num_clusters(e) for e in (0, 1, 49, 98, 99)] == [126, 125, 66, 5, 4]
+    assert [rising.num_clusters(e) for e in (0, 49, 98, 99)] == [5, 66, 126, 128]
 
 
 @pytest.mark.parametrize(
@@ -230,8 +254,9 @@ def test_the_eight_gpu_recipe_scales_its_target_ema() -> None:
 def test_the_release_scales_its_learning_rate_by_clusters() -> None:
     settings = settings_of("imagenet1k_r50_authors_release")
     plan = plan_batches(settings, num_samples=1_281_167, num_ranks=128)
-    assert run_learning_rate(settings, 3 * 312, plan) == pytest.approx(4.8 * settings.num_clusters(3) / 16)
-    assert settings.num_clusters(3) == 127
+    assert run_learning_rate(settings, 3 * 312, plan) == pytest.approx(4.8 * 127 / 16)
+    middle = 4.8 * 0.5 * (1 + math.cos(math.pi * (149 - 3) / (300 - 3))) * 91 / 16  # 4 + 124 · cos(45°), cut off
+    assert run_learning_rate(settings, 149 * 312, plan) == pytest.approx(middle)
 
 
 def test_the_map_nearest_to_k_is_read() -> None:
@@ -244,6 +269,30 @@ def test_the_map_nearest_to_k_is_read() -> None:
     ]
     assert settings_of("imagenet1k_r50_detcon_b").superpixel_map(7) == "felzenszwalb"
     assert settings_of("imagenet1k_r50_paper").superpixel_map(7) == MAIN_MAP
+
+
+@pytest.mark.parametrize("assign", ["superpixel", "cell"])
+@pytest.mark.parametrize("name", [name for name in TABLE if name.startswith("imagenet100")])
+def test_ablations_run_in_both_readings_of_the_assignment(name: str, assign: str) -> None:
+    """Painted regions have one mask each, at 56 × 56; else cells go where they are nearest, whatever their region."""
+    settings = settings_of(name, f"pretrain.refine.assign={assign}", "pretrain.refine.clustering_group_size=2")
+    how, num_clusters = refinement_of(settings.refine, max_superpixels=64), settings.num_clusters(90)
+    generator = torch.Generator().manual_seed(0)
+    c4 = torch.randn(2, 32, 14, 14, generator=generator)
+    superpixels = grid_label_map(8, 8, like=torch.zeros(2, 112, 112, dtype=torch.int32))
+    if how.clustering == "none":
+        refined = unrefined(superpixels, how, num_clusters=num_clusters, c4_size=(14, 14))
+    else:
+        uniforms = seeding_uniforms(num_clusters, seed=0, step=0, first_group=0, num_groups=1)
+        refined = refine(c4, superpixels, how, uniforms=uniforms)
+    is_painted = assign == "superpixel" and how.regions != "cells"
+    assert refined.shape == ((2, 56, 56) if is_painted else (2, 14, 14))
+    if how.regions == "cells" or (how.clustering == "none" and not is_painted):
+        return
+    regions = sample_label_map(how.region_map(superpixels, num_clusters), (refined.shape[1], refined.shape[2]))
+    pairs = torch.stack([regions.long(), refined], 3).flatten(1, 2)
+    masks_of_a_region = torch.cat([image.unique(dim=0)[:, 0].bincount() for image in pairs])
+    assert (int(masks_of_a_region.max()) == 1) == is_painted
 
 
 SMALL = (
