@@ -18,11 +18,8 @@ from train.data.device import LocalBatch, to_device
 from train.data.loader import host_batches
 from train.data.shards.open import max_superpixels, open_shards
 from train.distributed.world import World
-from train.engine.build import build_training, refinement_of
+from train.engine.build import build_training
 from train.engine.step import train_step
-from train.r2o.kmeans import seeding_uniforms
-from train.r2o.masks import grid_label_map, sample_label_map
-from train.r2o.refine import refine, unrefined
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 NO_PAPER = {"demo", "eval_frozen", "imagenette_r18", "voc_fcn"}
@@ -269,30 +266,6 @@ def test_the_map_nearest_to_k_is_read() -> None:
     ]
     assert settings_of("imagenet1k_r50_detcon_b").superpixel_map(7) == "felzenszwalb"
     assert settings_of("imagenet1k_r50_paper").superpixel_map(7) == MAIN_MAP
-
-
-@pytest.mark.parametrize("assign", ["superpixel", "cell"])
-@pytest.mark.parametrize("name", [name for name in TABLE if name.startswith("imagenet100")])
-def test_ablations_run_in_both_readings_of_the_assignment(name: str, assign: str) -> None:
-    """Painted regions have one mask each, at 56 × 56; else cells go where they are nearest, whatever their region."""
-    settings = settings_of(name, f"pretrain.refine.assign={assign}", "pretrain.refine.clustering_group_size=2")
-    how, num_clusters = refinement_of(settings.refine, max_superpixels=64), settings.num_clusters(90)
-    generator = torch.Generator().manual_seed(0)
-    c4 = torch.randn(2, 32, 14, 14, generator=generator)
-    superpixels = grid_label_map(8, 8, like=torch.zeros(2, 112, 112, dtype=torch.int32))
-    if how.clustering == "none":
-        refined = unrefined(superpixels, how, num_clusters=num_clusters, c4_size=(14, 14))
-    else:
-        uniforms = seeding_uniforms(num_clusters, seed=0, step=0, first_group=0, num_groups=1)
-        refined = refine(c4, superpixels, how, uniforms=uniforms)
-    is_painted = assign == "superpixel" and how.regions != "cells"
-    assert refined.shape == ((2, 56, 56) if is_painted else (2, 14, 14))
-    if how.regions == "cells" or (how.clustering == "none" and not is_painted):
-        return
-    regions = sample_label_map(how.region_map(superpixels, num_clusters), (refined.shape[1], refined.shape[2]))
-    pairs = torch.stack([regions.long(), refined], 3).flatten(1, 2)
-    masks_of_a_region = torch.cat([image.unique(dim=0)[:, 0].bincount() for image in pairs])
-    assert (int(masks_of_a_region.max()) == 1) == is_painted
 
 
 SMALL = (
