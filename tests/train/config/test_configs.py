@@ -214,32 +214,6 @@ def test_k_by_epoch(name: str, epochs: dict[int, int]) -> None:
     assert {epoch: settings.num_clusters(epoch) for epoch in epochs} == epochs
 
 
-def test_epochs_counted_from_1_end_with_the_final_k_of_the_linear_schedule() -> None:
-    """The release's: for epoch in 1 … T, int(K_0 + (K_f - K_0) · epoch / T)."""
-    counted = "pretrain.curriculum.first_epoch=1"
-    falling, rising = (settings_of(f"imagenet100_table4_{k}", counted) for k in ("128_to_4", "4_to_128"))
-    assert [falling.num_clusters(e) for e in (0, 1, 49, 98, 99)] == [126, 125, 66, 5, 4]
-    assert [rising.num_clusters(e) for e in (0, 49, 98, 99)] == [5, 66, 126, 128]
-
-
-@pytest.mark.parametrize(
-    ("initial", "final", "schedule"), [(128, 4, "linear"), (64, 4, "piecewise"), (128, 4, "quarter_cosine")]
-)
-def test_a_rising_schedule_is_the_falling_one_backwards(initial: int, final: int, schedule: str) -> None:
-    falling, rising = (
-        PretrainSettings.model_validate(
-            {
-                "epochs": 100,
-                "curriculum": {
-                    "schedule": schedule, "initial_num_clusters": a, "final_num_clusters": b, "hold_epochs": 10,
-                },
-            }
-        )
-        for a, b in ((initial, final), (final, initial))
-    )  # fmt: skip
-    assert [rising.num_clusters(e) for e in range(101)] == [falling.num_clusters(100 - e) for e in range(101)]
-
-
 def test_the_eight_gpu_recipe_scales_its_target_ema() -> None:
     settings = settings_of("imagenet1k_r50_8gpu")
     plan = plan_batches(settings, num_samples=1_281_167, num_ranks=8)
