@@ -11,7 +11,7 @@ METHOD_ARROWS = {
     "loss": {"precision"},
     "ema": set(),
     "refine": {"masks", "kmeans", "precision"},
-    "model": {"masks", "kmeans", "schedules", "loss", "refine", "batch_norms"},
+    "model": {"masks", "kmeans", "schedules", "loss", "refine", "batch_norms", "ema"},
 }
 
 

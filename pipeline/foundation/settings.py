@@ -30,14 +30,19 @@ class Settings(BaseModel):
 
     `NOT_CONTENT` names the fields that say how a stage runs or reports, not what it makes: a change of them redoes
     nothing and enters no fingerprint.
+    `ADDED` names the fields that came when there were results already. They enter no fingerprint where they hold their
+    default, which is what was done before, so that what was made then stays what it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
     NOT_CONTENT: ClassVar[frozenset[str]] = frozenset()
+    ADDED: ClassVar[frozenset[str]] = frozenset()
 
     def content(self) -> dict[str, Any]:
         """The settings that decide the result, as plain JSON values."""
-        plain = self.model_dump(mode="json", exclude=set(self.NOT_CONTENT))
+        fields = type(self).model_fields
+        as_before = {name for name in self.ADDED if getattr(self, name) == fields[name].default}
+        plain = self.model_dump(mode="json", exclude={*self.NOT_CONTENT, *as_before})
         nested = {name: getattr(self, name) for name in plain}
         return {name: n.content() if isinstance(n, Settings) else plain[name] for name, n in nested.items()}
 

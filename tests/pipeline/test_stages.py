@@ -11,7 +11,8 @@ from pipeline.workflow import workflow
 from preprocess.config import SceneSettings, ShardSettings
 from train.config.data import DataSettings
 from train.config.evals import EvalVocSettings
-from train.config.pretrain import PretrainSettings, RunSettings
+from train.config.pretrain import PretrainSettings
+from train.config.run import RunSettings
 
 WORK = Path("w")
 

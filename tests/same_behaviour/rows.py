@@ -36,7 +36,7 @@ FORMATS = ("torchvision", "timm", "detectron2", "mmseg")
 VARIANTS = {  # settings of pretrain; each a run of one epoch
     "authors": "model.head_output_bias=true model.concatenate_views=true refine.assign=superpixel objective.rows=all "
     "objective.min_pool_area=1.0 objective.roi_aligned=false optim.lars=release optim.lr_scale_by_clusters=16 "
-    "optim.target_ema_batch_size=32 optim.target_update=before_step augment.flip_probability=1.0",
+    "optim.target_ema_batch_size=32 augment.flip_probability=1.0",
     "detcon": "data.view_superpixels=true 'data.superpixel_maps={grid: 9}' refine.clustering=none "
     "objective.loss=detcon_b objective.view_masks=superpixels objective.masks_per_view=4",
     "contrast": "objective.loss=nt_xent objective.masks_per_view=4 refine.regions=grid curriculum.schedule=piecewise",

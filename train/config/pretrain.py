@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -13,6 +12,7 @@ from pipeline.foundation.errors import InputError
 from pipeline.foundation.settings import Seed, Settings
 from train.config.data import AugmentSettings, DataSettings
 from train.config.numbers import Positive, Probability, Rate
+from train.config.run import RunSettings
 from train.r2o.schedules import num_clusters_at
 
 LR_BATCH_SIZE = 256  # base_lr is per this many images
@@ -24,7 +24,10 @@ class ModelSettings(Settings):
     Attributes:
         head_output_bias: the heads' last layer has a bias (authors' release).
         concatenate_views: both views in one forward pass, so that their batch statistics mix (authors' release).
+        init: random weights: `torchvision`'s, or those of BYOL and DetCon (`train.models.byol_init`), for ResNets.
     """
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"init"})
 
     backbone: Literal[
         "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vit_s_16", "vit_b_16"
@@ -33,6 +36,13 @@ class ModelSettings(Settings):
     projection_size: Positive = 256
     head_output_bias: bool = False
     concatenate_views: bool = False
+    init: Literal["torchvision", "byol"] = "torchvision"
+
+    @model_validator(mode="after")
+    def _known_init(self) -> Self:
+        if self.init == "byol" and self.backbone.startswith("vit"):
+            raise ValueError(f"init: byol is that of ResNets; for {self.backbone} leave model.init at torchvision")
+        return self
 
 
 class RefineSettings(Settings):
@@ -43,8 +53,9 @@ class RefineSettings(Settings):
         regions: the prior: superpixels; equal rectangles; the cells of C4; the whole image as one.
         grid: rows and columns of `regions: grid`; null: the squarest grid of at most K cells.
         kmeans_iterations: of Lloyd's.
-        assign: `cell` gives each C4 cell to its nearest centre (the paper), `superpixel` each region, painted at
-            56 × 56 (authors' release).
+        assign: `cell` gives each C4 cell to its nearest centre (Section 3.1), so that the regions bind K-means alone.
+            `superpixel` gives each region to its own centre and paints it at 56 × 56, so that they bind the masks too
+            (the authors' release; our reading of the ablations of the prior).
     """
 
     clustering: Literal["kmeans", "none"] = "kmeans"
@@ -70,37 +81,65 @@ class ObjectiveSettings(Settings):
         view_masks: `refined` ones, aligned with each view, or `superpixels`, cropped jointly with it (DetCon).
         rows: which masks go through the heads: those `valid` in both views, or `all` (authors' release).
         min_pool_area: pooled features are divided by no less (cells); 1 in the authors' release.
+        min_valid_area: a mask is in a view where it covers more than this there (cells of C5).
+        mask_weight: each valid mask of the global batch counts once (`equal`); each image does (`image`), or masks
+            count by their area, the mean of both views' (`area`).
+        directions: the `sum` of the loss in both directions (Eq. 5), or their `mean` (authors' release).
         roi_aligned: RoIAlign's `aligned`; false in the authors' release, half a cell off.
         masks_per_view, temperature: of the contrastive losses. The paper states neither for A.4: 16 is DetCon's, 0.1
             DetCon's and SimCLR's.
     """
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"min_valid_area", "mask_weight", "directions"})
+
     loss: Literal["byol", "nt_xent", "detcon_b"] = "byol"
     view_masks: Literal["refined", "superpixels"] = "refined"
     rows: Literal["valid", "all"] = "valid"
     min_pool_area: Rate = 0.0
+    min_valid_area: Rate = 1e-3
+    mask_weight: Literal["equal", "image", "area"] = "equal"
+    directions: Literal["sum", "mean"] = "sum"
     roi_aligned: bool = True
     masks_per_view: Positive = 16
     temperature: Annotated[float, Field(gt=0)] = 0.1
 
+    @model_validator(mode="after")
+    def _weighs_what_it_has(self) -> Self:
+        if self.mask_weight != "equal" and self.loss != "byol":
+            raise ValueError(
+                f"mask_weight: {self.mask_weight} needs loss: byol; {self.loss} samples masks_per_view masks of each "
+                "image, so that images weigh the same"
+            )
+        return self
+
 
 class CurriculumSettings(Settings):
-    """Number of clusters K by epoch (Section 3.3, Eq. A1)."""
+    """Number of clusters K by epoch (Section 3.3, Eq. A1).
+
+    Attributes:
+        first_epoch: t of the run's first epoch. By 0 its last has t = T - 1, one step before the final K; by 1 it has
+            t = T, and the first is one step past the initial K (authors' release).
+    """
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"first_epoch"})
 
     schedule: Literal["quarter_cosine", "linear", "piecewise", "constant"] = "quarter_cosine"
     initial_num_clusters: Positive = 128
     final_num_clusters: Positive = 4
     hold_epochs: Rate = 40
+    first_epoch: Literal[0, 1] = 0
 
 
 class OptimSettings(Settings):
     """LARS and its schedules (A.1, Optimization).
 
     Attributes:
-        lars: `deepmind`'s form (BYOL's) or the authors' `release`'s; see `train.engine.lars.LARS`.
+        lars: `deepmind`'s form (BYOL's) or the authors' `release`'s, which also adapts and decays the gain of the
+            stem's batch norm; see `train.engine.lars.LARS`.
         lr_scale_by_clusters: the learning rate is also multiplied by K over this (authors' release: 16).
         target_ema_batch_size: base_target_ema is for batches of this size; τ becomes τ^(global_batch_size / it).
-        target_update: `before_step` moves the target before the optimiser's step (authors' release).
+        target_update: `before_targets` moves the target within the step, by the weights that the step begins with:
+            after it has made the masks, and before it gives the targets of the loss (authors' release).
     """
 
     base_lr: Rate = Field(0.3, description="per 256 images")
@@ -112,77 +151,7 @@ class OptimSettings(Settings):
     lars: Literal["deepmind", "release"] = "deepmind"
     lr_scale_by_clusters: Positive | None = None
     target_ema_batch_size: Positive | None = None
-    target_update: Literal["after_step", "before_step"] = "after_step"
-
-
-class RunSettings(Settings):
-    """How a run is executed and watched; of these only `precision` and `channels_last` are content.
-
-    Attributes:
-        local_batch_size: images of one process and forward pass; null: whatever makes the global batch come out.
-        accumulation: forward passes per step and process. Batch norm, and negatives of the contrastive losses, then see
-            one pass at a time, not the global batch.
-        on_other_batch: when local_batch_size × processes × accumulation is not global_batch_size: `stop`, or `scale`
-            to what they make: the learning rate linearly, target_ema to τ^(batch made / batch of the recipe).
-        precision: of the networks' passes; weights, updates, K-means and loss are float32. `fp16` scales the loss and
-            skips the updates that overflow. `tf32` rounds float32 products on CUDA devices that can. `auto` becomes
-            `bf16` where GPUs or processor multiply it in hardware, else `fp32`; a run keeps what it began with.
-        compile: torch.compile of the backbones, for steps alone; the first takes a minute or more.
-        milestone_every_epochs: the checkpoints at the ends of such epochs are never removed.
-        checkpoint_every_minutes: also so long after the last one.
-        collective_timeout_minutes: a process that waits longer for the others takes them for dead, as it does
-            whoever makes its batches.
-        panel_image_size: at which panels find masks: larger than in training they are finer.
-        probe_every_epochs: null: never. A probe (`train.run.probe`) costs one forward pass of its images, shared by the
-            ranks, in fp32: a ninth of the arithmetic that training on as many takes.
-        probe_images: of the shards, for nearest neighbours. Some ten a class tell something: 20,000 for ImageNet-1K.
-        probe_masks: folder of VOC2012's layout whose `val` images have the masks that refined ones are compared with.
-        probe_superpixels: shards of those images, a path or URL; null: equal rectangles stand for superpixels.
-    """
-
-    NOT_CONTENT: ClassVar[frozenset[str]] = frozenset(
-        {
-            "local_batch_size", "accumulation", "on_other_batch", "compile", "cudnn_benchmark", "log_every_steps",
-            "checkpoint_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints",
-            "milestone_every_epochs", "panels_every_epochs", "panels_every_steps", "panel_images", "panel_image_size",
-            "collective_timeout_minutes", "wandb_project", "probe_every_epochs", "probe_images", "probe_masks",
-            "probe_superpixels",
-        }
-    )  # fmt: skip
-
-    local_batch_size: Positive | None = None
-    accumulation: Positive = 1
-    on_other_batch: Literal["stop", "scale"] = "stop"
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "fp32"
-    channels_last: bool = False
-    compile: bool = False
-    cudnn_benchmark: bool = Field(False, description="cuDNN tries its algorithms; runs then repeat to rounding alone")
-    log_every_steps: Positive = 10
-    checkpoint_every_epochs: Positive = 1
-    checkpoint_every_steps: Positive | None = Field(None, description="also within epochs")
-    checkpoint_every_minutes: Annotated[float, Field(gt=0)] | None = 15
-    keep_checkpoints: Positive = Field(2, description="the newest; milestones are kept besides")
-    milestone_every_epochs: Positive | None = 100
-    panels_every_epochs: Positive = 10
-    panels_every_steps: Positive | None = Field(None, description="also within epochs")
-    panel_images: Positive = 8
-    panel_image_size: Positive | None = Field(
-        None, description="side in pixels at which masks are found for panels; null: data.image_size"
-    )
-    probe_every_epochs: Positive | None = 10
-    probe_images: Positive = 1000
-    probe_masks: Path | None = None
-    probe_superpixels: str | None = None
-    collective_timeout_minutes: Annotated[float, Field(gt=0)] = 10
-    wandb_project: str | None = Field(None, description="also tell Weights & Biases (extra `wandb`)")
-
-    @model_validator(mode="after")
-    def _goes_together(self) -> Self:
-        if self.on_other_batch == "scale" and self.local_batch_size is None:
-            raise ValueError("on_other_batch: scale needs local_batch_size")
-        if self.probe_superpixels is not None and self.probe_masks is None:
-            raise ValueError("probe_superpixels needs probe_masks, whose images it is of")
-        return self
+    target_update: Literal["after_step", "before_targets"] = "after_step"
 
 
 class PretrainSettings(Settings):
@@ -219,6 +188,11 @@ class PretrainSettings(Settings):
                 raise ValueError(f"{self.model.backbone} needs image_size = view_size, a multiple of 32, not {size}")
             if self.run.panel_image_size not in (None, size):
                 raise ValueError(f"{self.model.backbone} has one size, {size}; leave run.panel_image_size out")
+        if self.optim.target_update == "before_targets" and self.run.accumulation > 1:
+            raise ValueError(
+                "optim.target_update: before_targets needs run.accumulation: 1; the second pass would make its masks "
+                "by a target that has moved"
+            )
         if self.curriculum.hold_epochs >= self.epochs:
             raise ValueError(f"curriculum.hold_epochs {self.curriculum.hold_epochs} is not below epochs {self.epochs}")
         return self
@@ -257,7 +231,7 @@ class PretrainSettings(Settings):
         """K in `epoch` (0-based)."""
         curriculum = self.curriculum
         return num_clusters_at(
-            epoch,
+            epoch + curriculum.first_epoch,
             schedule=curriculum.schedule,
             initial=curriculum.initial_num_clusters,
             final=curriculum.final_num_clusters,

@@ -20,12 +20,14 @@ from train.distributed.replicas import distribute
 from train.distributed.world import World
 from train.engine.lars import LARS
 from train.models.backbone import build_backbone
+from train.models.byol_init import draw_as_byol
 from train.models.heads import Head
 from train.r2o.loss import Everywhere
 from train.r2o.model import R2O, Objective
 from train.r2o.refine import Refinement
 
 NOT_ADAPTED = ("class_token", "pos_embedding")
+ALWAYS_ADAPTED = "online.backbone.bn1.weight"  # by `lars: release`: its exclusion by name misses this batch norm
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,19 @@ def build_model(settings: PretrainSettings, *, max_superpixels: int, init: Mappi
     """
     model = settings.model
     backbone = build_backbone(model.backbone, seed=settings.seed, image_size=settings.data.image_size)
-    if init is not None:
-        backbone.load_state_dict({**backbone.state_dict(), **init})
     with torch.random.fork_rng(devices=[]):
+        if model.init == "byol":
+            torch.manual_seed(settings.seed)
+            draw_as_byol(backbone)
         torch.manual_seed(settings.seed + 1)
         hidden, size = model.head_hidden_size, model.projection_size
         bias, contrast = model.head_output_bias, settings.objective.loss == "nt_xent"
         projector = Head(backbone.c5_channels, hidden_size=hidden, out_size=size, output_bias=bias)
         predictor = None if contrast else Head(size, hidden_size=hidden, out_size=size, output_bias=bias)
+        if model.init == "byol":
+            draw_as_byol(nn.ModuleList([projector, *filter(None, [predictor])]))
+    if init is not None:
+        backbone.load_state_dict({**backbone.state_dict(), **init})
     return R2O(
         backbone,
         projector,
@@ -124,13 +131,18 @@ def objective_of(objective: ObjectiveSettings, *, concatenate_views: bool) -> Ob
 
 
 def build_optimizer(model: R2O, settings: PretrainSettings) -> LARS:
-    """LARS over what is learned; tokens and position embeddings of a ViT are neither adapted nor decayed."""
+    """LARS over what is learned; tokens and position embeddings of a ViT are neither adapted nor decayed.
+
+    The release's form adapts and decays the gain of the stem's batch norm, too.
+    """
     optim = settings.optim
     learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    plain = [p for name, p in learned if name.endswith(NOT_ADAPTED)]
-    groups: list[dict[str, Any]] = [{"params": [p for name, p in learned if not name.endswith(NOT_ADAPTED)]}]
-    if plain:
-        groups.append({"params": plain, "adapt": False})
+    plain = {name for name, _ in learned if name.endswith(NOT_ADAPTED)}
+    always = {name for name, _ in learned if name == ALWAYS_ADAPTED and optim.lars == "release"}
+    groups: list[dict[str, Any]] = [{"params": [p for name, p in learned if name not in plain | always]}]
+    for names, adapt in ((plain, False), (always, "always")):
+        if names:
+            groups.append({"params": [p for name, p in learned if name in names], "adapt": adapt})
     return LARS(
         groups,
         momentum=optim.momentum,

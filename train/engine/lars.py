@@ -15,7 +15,7 @@ class LARS(Optimizer):
 
     Per tensor: g ← g + λw; g ← g · η‖w‖/‖g‖ (1 where a norm is 0); m ← μm + g; w ← w - lr·m.
     Tensors of at most one dimension (biases, batch norm) are neither decayed nor adapted, nor are those of a group
-    with `"adapt": False`. No Nesterov.
+    with `"adapt": False`; all of a group with `"adapt": "always"` are. No Nesterov.
 
     Args:
         lr: set `param_groups[...]["lr"]` before each step to follow a schedule.
@@ -53,8 +53,8 @@ class LARS(Optimizer):
                 self._update(parameters, group)
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        adapted = [p for p in parameters if p.ndim > 1 and group["adapt"]]
-        plain = [p for p in parameters if p.ndim <= 1 or not group["adapt"]]
+        adapted = [p for p in parameters if group["adapt"] == "always" or (p.ndim > 1 and group["adapt"])]
+        plain = [p for p in parameters if not (group["adapt"] == "always" or (p.ndim > 1 and group["adapt"]))]
         is_release = group["form"] == "release"
         updates = (
             _adapted_gradients(adapted, group["weight_decay"], group["trust_coefficient"], norm_of_sum=not is_release)

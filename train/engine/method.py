@@ -16,12 +16,13 @@ from train.r2o.model import Batch, Output
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def forward_pass(training: Training, batch: Batch, *, step: int, pass_number: int) -> Output:
+def forward_pass(training: Training, batch: Batch, *, step: int, pass_number: int, moves_target: bool = True) -> Output:
     """The networks' output for a local batch.
 
     Args:
         step: 0-based step of the run.
         pass_number: 0-based pass of the step; with the rank it says which clustering groups these are.
+        moves_target: not of a pass that is done again (`optim.target_update: before_targets`).
     """
     settings, plan, device = training.settings, training.plan, training.world.device
     groups = _groups(settings, plan)
@@ -33,24 +34,23 @@ def forward_pass(training: Training, batch: Batch, *, step: int, pass_number: in
         first_group=first_group,
         num_groups=groups,
     )
+    moves = moves_target and settings.optim.target_update == "before_targets"
+    target_ema = run_target_ema(settings, step, plan) if moves else None
     dtype = AUTOCAST.get(settings.run.precision)
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         mask_uniforms = _mask_uniforms(step, first_group, settings, plan, device)
-        output: Output = training.model(batch, _sent(uniforms, device), mask_uniforms)
+        output: Output = training.model(batch, _sent(uniforms, device), mask_uniforms, target_ema=target_ema)
     return output
 
 
 def update(training: Training, *, step: int) -> None:
-    """LARS, then the target; or the other way round (`optim.target_update`)."""
+    """LARS, then the target, unless it has moved within the forward pass (`optim.target_update`)."""
     settings, plan, r2o = training.settings, training.plan, unwrapped(training.model)
-    lr, target_ema = run_learning_rate(settings, step, plan), run_target_ema(settings, step, plan)
     for group in training.optimizer.param_groups:
-        group["lr"] = lr
-    if settings.optim.target_update == "before_step":
-        update_target(r2o.target, r2o.online, target_ema=target_ema)
+        group["lr"] = run_learning_rate(settings, step, plan)
     training.optimizer.step()
     if settings.optim.target_update == "after_step":
-        update_target(r2o.target, r2o.online, target_ema=target_ema)
+        update_target(r2o.target, r2o.online, target_ema=run_target_ema(settings, step, plan))
 
 
 def _groups(settings: PretrainSettings, plan: BatchPlan) -> int:

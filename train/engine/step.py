@@ -29,10 +29,11 @@ FORWARD = ("image", "view", "projection", "prediction", "loss")  # in the order 
 class StepFigures(NamedTuple):
     """What one step tells, the same on every rank but for the stds, which are of the local rows.
 
-    loss: L_repr (Eq. 5), in [0, 8]. valid_fraction: of the B × K masks, those in both views. clusters_in_use: per
-    image. prediction_std, projection_std: see `feature_std`. grad_norm: L2 over all parameters, before LARS. skipped:
-    samples that could not be read and were replaced. overflowed: 1 where fp16 gradients were too large and nothing was
-    updated. asked_to_stop: ranks that want the run to end after this step.
+    loss: L_repr (Eq. 5), in [0, 8], or half of it (`objective.directions: mean`). valid_fraction: of the B × K masks,
+    those in both views. clusters_in_use: per image. prediction_std, projection_std: see `feature_std`. grad_norm: L2
+    over all parameters, before LARS. skipped: samples that could not be read and were replaced. overflowed: 1 where
+    fp16 gradients were too large and nothing was updated. asked_to_stop: ranks that want the run to end after this
+    step.
     """
 
     loss: float
@@ -78,10 +79,10 @@ class StepResult(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """What ranks add up, float64 scalars. `loss` is summed over `masks`; `asked`: ranks that want the run to end."""
+    """What ranks add up, float64 scalars. `loss` is divided by `weight`; `asked`: ranks that want the run to end."""
 
     loss: Tensor
-    masks: Tensor
+    weight: Tensor
     valid: Tensor
     clusters_in_use: Tensor
     skipped: Tensor
@@ -132,7 +133,7 @@ def train_step(
     assert len(parts) == plan.accumulation, f"step {step}: {len(parts)} local batches of {plan.accumulation}"
     sums = _Sums(*torch.stack([torch.stack(part.sums) for part in parts]).sum(0).unbind())
     last = parts[-1].output
-    read = _read_back(sums, _gradient_norm(training, sums.masks), last)
+    read = _read_back(sums, _gradient_norm(training, sums.weight), last)
     is_finite = math.isfinite(read.loss) and math.isfinite(read.grad_norm)
     overflowed = scaler is not None and math.isfinite(read.loss) and not is_finite and scaler.get_scale() > 1
     if not is_finite and not overflowed:
@@ -162,7 +163,7 @@ def train_step(
 
 def _read_back(sums: _Sums, grad_norm: Tensor, last: Output) -> _Read:
     """All figures in one read, after everything that they wait for has been queued."""
-    mean_loss = sums.loss / sums.masks.clamp(min=1)
+    mean_loss = sums.loss / _divisor(sums.weight)
     stds = [feature_std(last.predictions), feature_std(last.projections)]
     values = [mean_loss, sums.valid, sums.clusters_in_use, sums.skipped, sums.asked, grad_norm, *stds]
     return _Read(*torch.stack([value.double() for value in values]).tolist())
@@ -173,33 +174,46 @@ def seed_generators(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
 
 
-def _pass(training: Training, local_batch: LocalBatch, number: int, step: int, *, asks_to_stop: bool = False) -> _Part:
+def _pass(
+    training: Training,
+    local_batch: LocalBatch,
+    number: int,
+    step: int,
+    *,
+    asks_to_stop: bool = False,
+    is_again: bool = False,
+) -> _Part:
     """Forward and backward of one local batch.
 
     DDP averages gradients over ranks, while the loss is a mean over the masks of all ranks and passes. With more than
-    one pass that count is known only after the last: until then, losses are divided by the number of images.
+    one pass what it is divided by is known only after the last: until then, that is the number of images.
     """
     plan, world, scaler = training.plan, training.world, training.scaler
-    output = forward_pass(training, local_batch.batch, step=step, pass_number=number)
+    output = forward_pass(training, local_batch.batch, step=step, pass_number=number, moves_target=not is_again)
     counted = [len(local_batch.host.skipped), int(asks_to_stop and number == 0)]
-    local = [output.loss_sum, output.num_masks, output.valid.sum(), output.clusters_in_use.sum()]
+    local = [output.loss_sum, output.weight_sum, output.valid.sum(), output.clusters_in_use.sum()]
     values = torch.stack([value.detach().double() for value in local])
     counts = [values.new_full((1,), float(count)) for count in counted]  # filled in there: a copy would be waited for
     sums = _Sums(*sum_over_ranks(torch.cat([values, *counts]), world).unbind())
-    over = sums.masks.clamp(min=1) if plan.accumulation == 1 else values.new_full((), plan.global_batch_size)
+    over = _divisor(sums.weight) if plan.accumulation == 1 else values.new_full((), plan.global_batch_size)
     loss = output.loss_sum * (world.size / over).to(output.loss_sum.dtype)
     (loss if scaler is None else scaler.scale(loss)).backward()
     return _Part(local_batch, output, sums)
 
 
-def _gradient_norm(training: Training, num_masks: Tensor) -> Tensor:
+def _divisor(weight: Tensor) -> Tensor:
+    """The sum of the masks' weights; 1 where there is no mask, so that the loss is 0."""
+    return torch.where(weight > 0, weight, 1.0)
+
+
+def _gradient_norm(training: Training, weight: Tensor) -> Tensor:
     """L2 over all gradients, after they have been made those of the loss itself."""
     plan = training.plan
     if training.scaler is not None:
         training.scaler.unscale_(training.optimizer)
     gradients = [p.grad for p in training.model.parameters() if p.grad is not None]
     if plan.accumulation > 1:
-        torch._foreach_mul_(gradients, (plan.global_batch_size / num_masks.clamp(min=1)).float())
+        torch._foreach_mul_(gradients, (plan.global_batch_size / _divisor(weight)).float())
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     return norm
 
@@ -217,7 +231,7 @@ def _culprits(training: Training, parts: Sequence[_Part], step: int) -> list[Cul
         quantity = _not_finite(dict(zip(FORWARD, values, strict=True)))
         training.optimizer.zero_grad(set_to_none=True)
         with only_local(training.model):  # on every rank: batch norms exchange their statistics
-            _pass(training, part.local_batch, number, step)
+            _pass(training, part.local_batch, number, step, is_again=True)
         gradients = {f"gradient of {name}": p.grad for name, p in training.model.named_parameters()}
         quantity = quantity or _not_finite(gradients)
         if quantity is not None:

@@ -8,7 +8,7 @@ from torch import nn
 
 @torch.no_grad()
 def update_target(target: nn.Module, online: nn.Module, *, target_ema: float) -> None:
-    """ξ ← τ·ξ + (1 - τ)·θ for every parameter, after the optimiser's step.
+    """ξ ← τ·ξ + (1 - τ)·θ for every parameter (A.1).
 
     Buffers are left alone: the target's running statistics are its own, moved by its passes over the views.
     """

@@ -16,8 +16,6 @@ from torch.nn import functional as F
 
 from train.r2o.precision import at_least_float, full_precision
 
-MIN_VALID_AREA = 1e-3  # cells; a mask with less area in a view is not in that view
-
 
 class Pooled(NamedTuple):
     """Mean features under each mask (zeros where its area is 0), and the area in cells."""

@@ -8,12 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from train.r2o.batch_norms import batch_norm_buffers_kept, batches_counted_at_once
+from train.r2o.ema import update_target
 from train.r2o.loss import Gather, byol_loss, contrastive_loss_sum, only_here, sample_masks
-from train.r2o.masks import MIN_VALID_AREA, align_label_map, cell_areas, mask_pool
+from train.r2o.masks import align_label_map, cell_areas, mask_pool
 from train.r2o.refine import Refinement, clusters_in_use, refine, unrefined
 
 C4_STRIDE, C5_STRIDE = 16, 32
@@ -41,6 +42,9 @@ class Objective(NamedTuple):
     view_masks: str
     rows: str
     min_pool_area: float
+    min_valid_area: float
+    mask_weight: str
+    directions: str
     roi_aligned: bool
     masks_per_view: int
     temperature: float
@@ -50,12 +54,14 @@ class Objective(NamedTuple):
 class Output(NamedTuple):
     """What one forward pass gives. Sums and counts are of the local batch, so that ranks can be pooled.
 
-    `valid`: masks that are in both views. `num_masks`: what the loss is averaged over. `refined_map` is None where
-    superpixels were cropped with the views instead.
+    `valid`: masks that are in both views. `num_masks`: what the loss was taken of. `weight_sum`: what `loss_sum` is to
+    be divided by, their number or the sum of their weights. `refined_map` is None where superpixels were cropped with
+    the views instead.
     """
 
     loss_sum: Float[Tensor, ""]
     num_masks: Int[Tensor, ""]
+    weight_sum: Num[Tensor, ""]
     valid: Bool[Tensor, "b m"]
     refined_map: Int[Tensor, "b rh rw"] | None
     clusters_in_use: Float[Tensor, " b"]
@@ -64,10 +70,11 @@ class Output(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """The loss over a number of masks, and view 1's rows that it was taken of."""
+    """The loss over a number of masks, by their weights, and view 1's rows that it was taken of."""
 
     loss_sum: Float[Tensor, ""]
     num_masks: Int[Tensor, ""]
+    weight_sum: Num[Tensor, ""]
     predictions: Float[Tensor, "r d"]
     projections: Float[Tensor, "r d"]
 
@@ -109,18 +116,24 @@ class R2O(nn.Module):
         batch: Batch,
         uniforms: Float[Tensor, "g k"],
         mask_uniforms: Float[Tensor, "b 2 n"] | None = None,
+        target_ema: float | None = None,
     ) -> Output:
         """Refine, align, pool and compare (Sections 3.1, 3.2). K is `uniforms.shape[1]`.
 
         Args:
             mask_uniforms: random numbers in [0, 1) that sample masks for the contrastive losses.
+            target_ema: τ by which the target moves once it has made the masks, before it gives the loss's targets
+                (authors' release); None: it does not move here.
         """
         refined_map, num_masks = None, self.refinement.max_superpixels
         if self.objective.view_masks == "refined":
             refined_map = self.refine(batch.images, batch.superpixels, uniforms)
             num_masks = self.refinement.num_masks(uniforms.shape[1])
+        if target_ema is not None:
+            update_target(self.target, self.online, target_ema=target_ema)
         masks = self._view_masks(refined_map, batch, num_masks)
-        present = (masks.sum((2, 3)) > MIN_VALID_AREA).unflatten(0, (2, -1)).transpose(0, 1)
+        areas = masks.sum((2, 3)).unflatten(0, (2, -1)).transpose(0, 1)
+        present = areas > self.objective.min_valid_area
         # The host waits for the number of masks here, where a device has little left to do, and not after the networks.
         rows = self._rows(present) if self.objective.loss == "byol" else None
         online = self._c5(self.online, batch.views)
@@ -128,12 +141,13 @@ class R2O(nn.Module):
             target = online if self.objective.loss == "nt_xent" else self._c5(self.target, batch.views)
         h = [mask_pool(c5, masks, min_area=self.objective.min_pool_area).features for c5 in (online, target)]
         if rows is not None:
-            compared = self._byol(h[0], h[1], present, rows)
+            compared = self._byol(h[0], h[1], areas, rows)
         else:
             compared = self._contrast(h[0], h[1], present, mask_uniforms)
         return Output(
-            loss_sum=compared.loss_sum,
+            loss_sum=compared.loss_sum / (2 if self.objective.directions == "mean" else 1),
             num_masks=compared.num_masks,
+            weight_sum=compared.weight_sum,
             valid=present.all(1),
             refined_map=refined_map,
             clusters_in_use=present.any(1).sum(1).float()
@@ -217,15 +231,20 @@ class R2O(nn.Module):
         self,
         online: Float[Tensor, "two_b m c"],
         target: Float[Tensor, "two_b m c"],
-        present: Bool[Tensor, "b 2 m"],
+        areas: Float[Tensor, "b 2 m"],
         rows: Int[Tensor, " r"],
     ) -> Compared:
         """Eqs. 4 and 5 over the masks that are in both views."""
-        valid = present.all(1).flatten()
+        valid = (areas > self.objective.min_valid_area).all(1)
         q, z = self._heads(*(_halves(_chosen(h, rows)) for h in (online, target)))
         one, other = _halves(byol_loss(q, torch.cat(_halves(z)[::-1])))
-        both = torch.where(valid[rows], one + other, one.new_zeros(()))
-        return Compared(both.sum(), valid.sum(), _halves(q)[0], _halves(z)[0])
+        both = torch.where(valid.flatten()[rows], one + other, one.new_zeros(()))
+        num_masks, how = valid.sum(), self.objective.mask_weight
+        if how == "equal":
+            return Compared(both.sum(), num_masks, num_masks, _halves(q)[0], _halves(z)[0])
+        weights = valid * (areas.mean(1) if how == "area" else 1 / valid.sum(1, keepdim=True).clamp(min=1))
+        loss_sum = (weights.flatten()[rows] * both).sum()
+        return Compared(loss_sum, num_masks, weights.sum(), _halves(q)[0], _halves(z)[0])
 
     def _contrast(
         self,
@@ -241,7 +260,7 @@ class R2O(nn.Module):
         q, z = (_halves(out.view(*ids.shape, -1)) for out in self._heads(*map(_halves, sampled)))
         loss_sum = contrastive_loss_sum(q, z, _halves(ids), temperature=self.objective.temperature, gather=self.gather)
         count = torch.full((), ids.numel() // 2, device=ids.device)
-        return Compared(loss_sum, count, q[0].flatten(0, 1), z[0].flatten(0, 1))
+        return Compared(loss_sum, count, count, q[0].flatten(0, 1), z[0].flatten(0, 1))
 
     def _heads(self, online: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """q_θ(z_θ) and z_ξ of the first views' rows, then of the second ones'; for NT-Xent, z_θ twice."""

@@ -99,3 +99,21 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
         load_settings(Outer, "pretrain", tmp_path / "x.yaml")
     with pytest.raises(InputError, match="cannot be read"):
         load_settings(Outer, "pretrain", tmp_path)
+
+
+class Before(Settings):
+    steps: int = 3
+
+
+class Grown(Before):
+    ADDED = frozenset({"weight", "sizes"})
+
+    weight: str = "equal"
+    sizes: tuple[int, int] = (1, 2)
+
+
+def test_a_setting_that_was_added_is_no_content_at_its_default() -> None:
+    assert Grown().content() == Before().content() == {"steps": 3}
+    assert Grown(weight="area").content() == {"steps": 3, "weight": "area"}
+    assert Grown(sizes=(1, 3)).content() == {"steps": 3, "sizes": [1, 3]}
+    assert Grown().model_dump() == {"steps": 3, "weight": "equal", "sizes": (1, 2)}

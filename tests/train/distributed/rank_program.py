@@ -116,7 +116,7 @@ def compiled_case(rank: int) -> dict[str, torch.Tensor]:
     return {str(i): (a - b).abs().max() for i, (a, b) in enumerate(zip(*found, strict=True))}
 
 
-def masks_case(world: World, valid_on_the_second: int) -> dict[str, torch.Tensor]:
+def masks_case(world: World, valid_on_the_second: int, mask_weight: str = "equal") -> dict[str, torch.Tensor]:
     """Gradients of one loss over all ranks, where the last four of eight images hold so many valid masks together."""
     generator = torch.Generator().manual_seed(0)
     crop_box = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(8, 2, 1)
@@ -138,14 +138,14 @@ def masks_case(world: World, valid_on_the_second: int) -> dict[str, torch.Tensor
         heads = Head(512, hidden_size=32, out_size=16), Head(16, hidden_size=32, out_size=16)
     refine = RefineSettings(clustering_group_size=4, clustering="none", regions="grid", grid=(2, 2))
     refinement = refinement_of(refine, max_superpixels=1)
-    objective = objective_of(ObjectiveSettings(), concatenate_views=False)
+    objective = objective_of(ObjectiveSettings(mask_weight=mask_weight), concatenate_views=False)
     r2o = R2O(build_backbone("resnet18", seed=0), *heads, refinement=refinement, objective=objective)
     model = distribute(r2o.train(), world)
     output = model(batch, torch.zeros(share // 4, 4))
-    count = sum_over_ranks(output.num_masks, world)
-    (output.loss_sum * world.size / count).backward()
+    weight = sum_over_ranks(output.weight_sum, world)
+    (output.loss_sum * world.size / weight).backward()
     gradients = {n.removeprefix("module."): p.grad for n, p in model.named_parameters() if p.requires_grad}
-    return {"here": output.num_masks, "loss": sum_over_ranks(output.loss_sum, world) / count, **gradients}
+    return {"here": output.num_masks, "loss": sum_over_ranks(output.loss_sum, world) / weight, **gradients}
 
 
 def main() -> None:
@@ -154,7 +154,8 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = load_settings(PretrainSettings, "pretrain", config)
     with world_from_environment() as world:
-        uneven = {count: masks_case(world, count) for count in (0, 1)}
+        uneven = {str(count): masks_case(world, count) for count in (0, 1)}
+        uneven |= {f"1 by {how}": masks_case(world, 1, how) for how in ("image", "area")}
         torch.save(uneven, out / f"masks-{world.rank}.pt")
         if world.size > 1:
             torch.save(compiled_case(world.rank), out / f"compiled-{world.rank}.pt")

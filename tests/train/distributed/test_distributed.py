@@ -140,10 +140,11 @@ def test_batch_norm_over_ranks_does_not_break_a_compiled_graph(runs: dict[int, P
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("count", [0, 1])
-def test_a_rank_with_no_valid_mask_or_one_adds_its_due_to_the_gradient(runs: dict[int, Path], count: int) -> None:
-    alone = torch.load(runs[1] / "masks-0.pt", weights_only=True)[count]
-    first, second = (torch.load(runs[2] / f"masks-{rank}.pt", weights_only=True)[count] for rank in (0, 1))
+@pytest.mark.parametrize("case", ["0", "1", "1 by image", "1 by area"])
+def test_a_rank_with_no_valid_mask_or_one_adds_its_due_to_the_gradient(runs: dict[int, Path], case: str) -> None:
+    count = int(case[0])
+    alone = torch.load(runs[1] / "masks-0.pt", weights_only=True)[case]
+    first, second = (torch.load(runs[2] / f"masks-{rank}.pt", weights_only=True)[case] for rank in (0, 1))
     assert (int(first["here"]), int(second["here"]), int(alone["here"])) == (16, count, 16 + count)
     for name, expected in alone.items():
         if name != "here":

@@ -130,12 +130,14 @@ def local_batches_of(shards: Path, settings: PretrainSettings, step: int = 0) ->
     return [LocalBatch(host, to_device(host, settings, WORLD.device)) for host in batches]
 
 
-def with_run(**run: object) -> PretrainSettings:
-    return PretrainSettings.model_validate({**SETTINGS.model_dump(), "global_batch_size": 16, "run": run})
+def with_run(mask_weight: str = "equal", **run: object) -> PretrainSettings:
+    changed = {"global_batch_size": 16, "run": run, "objective": {"mask_weight": mask_weight}}
+    return PretrainSettings.model_validate({**SETTINGS.model_dump(), **changed})
 
 
-def test_accumulated_passes_give_the_gradient_of_the_loss_over_all_masks(shards: Path) -> None:
-    settings = with_run(accumulation=2)
+@pytest.mark.parametrize("mask_weight", ["equal", "image", "area"])
+def test_accumulated_passes_give_the_gradient_of_the_loss_over_all_masks(shards: Path, mask_weight: str) -> None:
+    settings = with_run(mask_weight, accumulation=2)
     parts = local_batches_of(shards, settings)
     assert [len(part.host.sample_id) for part in parts] == [8, 8]
     whole = local_batches_of(shards, with_run())[0].host.sample_id
@@ -146,7 +148,9 @@ def test_accumulated_passes_give_the_gradient_of_the_loss_over_all_masks(shards:
         reference(part.batch, seeding_uniforms(6, seed=0, step=0, first_group=number, num_groups=1))
         for number, part in enumerate(parts)
     ]
-    loss = sum(o.loss_sum for o in outputs) / sum(int(o.num_masks) for o in outputs)
+    weights = [float(o.weight_sum) for o in outputs]
+    assert len({*weights, *(float(o.num_masks) for o in outputs)}) > 2 or mask_weight == "equal"
+    loss = sum(o.loss_sum for o in outputs) / sum(weights)
     loss.backward()
     assert figures.loss == pytest.approx(loss.item(), rel=1e-5)
     assert figures.valid_fraction == pytest.approx(sum(int(o.num_masks) for o in outputs) / (16 * 6))

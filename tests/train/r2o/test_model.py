@@ -177,7 +177,7 @@ def test_contrastive_losses_against_the_networks_own_rows(loss: str) -> None:
     uniforms = torch.rand(4, 2, 6, generator=torch.Generator().manual_seed(0))
     output = model(batch, seeds(5), uniforms)
     output.loss_sum.backward()
-    assert output.num_masks == 24
+    assert output.num_masks == output.weight_sum == 24
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
     assert (output.refined_map is None) == (loss == "detcon_b")
     # an untrained network cannot tell 2 · 24 samples apart: about ln 47 a direction, times the share of distinct masks
