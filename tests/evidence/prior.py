@@ -27,6 +27,7 @@ from torch import Tensor
 
 from pipeline.artifacts.manifest import Manifest
 from pipeline.artifacts.results import encode_json
+from pipeline.foundation.errors import InputError
 from pipeline.foundation.files import write_atomic
 from pipeline.foundation.progress import say
 from pipeline.report.shown.blocks import Block, as_text
@@ -173,4 +174,7 @@ def as_pictures(data: Sequence[tuple[np.ndarray, np.ndarray]], size: int) -> Pic
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except InputError as mistake:
+        sys.exit(f"prior: error: {mistake}")
