@@ -9,6 +9,7 @@ import torch
 
 from pipeline.artifacts.label_maps import MAIN_MAP
 from pipeline.artifacts.manifest import Manifest
+from pipeline.foundation.errors import InputError
 from pipeline.foundation.settings import load_settings
 from preprocess.config import ShardSettings
 from train.config.batches import plan_batches, run_learning_rate, run_target_ema
@@ -60,6 +61,7 @@ PAPER: dict[str, Any] = {
     "refine.assign": "cell",
     "objective.loss": "byol",
     "objective.view_masks": "refined",
+    "objective.hard_masks": False,
     "objective.rows": "valid",
     "objective.min_pool_area": 0.0,
     "objective.roi_aligned": True,
@@ -106,6 +108,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "imagenet1k_r50_detcon_b": {
         "data.view_superpixels": True, "data.superpixel_maps": {"felzenszwalb": 16}, "refine.clustering": "none",
         "objective.loss": "detcon_b", "objective.view_masks": "superpixels",
+        "objective.hard_masks": True,
     },
     "coco_r50": {},
     "imagenet100_r50": ABLATION,
@@ -179,8 +182,11 @@ def test_superpixels_are_slic_with_100_segments_at_224(name: str) -> None:
         "iterations": 5, "min_size_factor": 0.1,
     }  # fmt: skip
     further = {key: made.model_dump() for key, made in shards.maps.items()}
-    if name == "imagenet1k_r50_detcon_b":  # DetCon: scale 1000, minimum size 1000
-        assert further["felzenszwalb"]["scale"] == further["felzenszwalb"]["min_size"] == 1000
+    if name == "imagenet1k_r50_detcon_b":  # DetCon: scale 1000, minimum size 1000, the image at its own size
+        assert further["felzenszwalb"] == {
+            "size": 224, "resample": "bilinear", "backend": "felzenszwalb", "scale": 1000, "min_size": 1000,
+            "sigma": 0.8, "segmented_at": "native",
+        }  # fmt: skip
     assert set(further) == set(TABLE[name].get("data.superpixel_maps", {}))
     assert all(f"slic{made['segments']}" == key for key, made in further.items() if key != "felzenszwalb")
     assert (shards.source.format, shards.source.split) == ("coco" if name == "coco_r50" else "auto", "train2017")
@@ -244,6 +250,11 @@ def test_the_map_nearest_to_k_is_read() -> None:
     ]
     assert settings_of("imagenet1k_r50_detcon_b").superpixel_map(7) == "felzenszwalb"
     assert settings_of("imagenet1k_r50_paper").superpixel_map(7) == MAIN_MAP
+
+
+def test_hard_masks_are_of_superpixels_alone() -> None:
+    with pytest.raises(InputError, match="hard_masks: true needs view_masks: superpixels; refined masks stay soft"):
+        settings_of("imagenet1k_r50_paper", "pretrain.objective.hard_masks=true")
 
 
 SMALL = (
