@@ -41,7 +41,7 @@ class Settings(BaseModel):
         """The settings that decide the result, as plain JSON values."""
         fields = type(self).model_fields
         unchanged = {name for name in self.ADDED if getattr(self, name) == fields[name].get_default()}
-        plain = self.model_dump(mode="json", exclude=self.NOT_CONTENT | unchanged)
+        plain = self.model_dump(mode="json", exclude=set(self.NOT_CONTENT | unchanged))
         return {name: _content(getattr(self, name), value) for name, value in plain.items()}
 
 
