@@ -88,7 +88,7 @@ def test_a_map_of_the_native_size_changes_no_other_member(tmp_path, picture, enc
     pytest.importorskip("skimage.segmentation")
     images, of = tmp_path / "images", {}
     write(images, {b"a.jpg": encoded(picture(3, 500, 400))})
-    for name, maps in (("without", {}), ("with", {"fh": FelzenszwalbSettings(segmented_at="native", size=48)})):
+    for name, maps in (("without", {}), ("with", {"fh": FelzenszwalbSettings(segmented_at="native", size=300)})):
         (tmp_path / name).mkdir()
         plan = Plan(list_images(images), ShardSettings(superpixels=FastSlicSettings(size=64), maps=maps))
         make_shard(plan.task(0), folder=folder_at(tmp_path / name))
