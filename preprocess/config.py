@@ -22,6 +22,11 @@ class _MapSettings(Settings):
     size: int = Field(224, ge=8, le=4096)
     resample: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = "bilinear"
 
+    @property
+    def is_native(self) -> bool:
+        """Whether the image is segmented at its own size, and `size` is of the stored map alone."""
+        return False
+
 
 class FastSlicSettings(_MapSettings):
     """SLIC by fast_slic: `segments` is what it aims at.
@@ -71,12 +76,25 @@ class GridSettings(_MapSettings):
 
 
 class FelzenszwalbSettings(_MapSettings):
-    """Felzenszwalb's graph segmentation by scikit-image (the extra `skimage`), as DetCon makes its masks."""
+    """Felzenszwalb's graph segmentation by scikit-image (the extra `skimage`).
+
+    `segmented_at: native` segments the image at its own size, as DetCon does (`generate_fh_masks_for_imagenet.py`).
+    `size` is then the side of the map that is stored: the ids at its pixels' centres. Both `scale` and `min_size` are
+    of pixels, so that an image of more pixels has more segments. `segmented_at: size` resizes it before.
+    """
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"segmented_at"})
 
     backend: Literal["felzenszwalb"] = "felzenszwalb"
     scale: float = Field(1000.0, gt=0)
     min_size: int = Field(1000, ge=1)
     sigma: float = Field(0.8, ge=0)
+    segmented_at: Literal["size", "native"] = "size"
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the image is segmented at its own size, and `size` is of the stored map alone."""
+        return self.segmented_at == "native"
 
 
 def _with_backend(given: object) -> object:

@@ -29,9 +29,8 @@ class Settings(BaseModel):
     """Base of every settings class: frozen, no unknown keys, defaults checked too.
 
     `NOT_CONTENT` names the fields that say how a stage runs or reports, not what it makes: a change of them redoes
-    nothing and enters no fingerprint.
-    `ADDED` names the fields that came when there were results already. They enter no fingerprint where they hold their
-    default, which is what was done before, so that what was made then stays what it is.
+    nothing and enters no fingerprint. `ADDED` names those that came after 0.1.0. They enter none at their default,
+    which must do what was done before them, so that what former versions began keeps its fingerprint.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
@@ -41,10 +40,16 @@ class Settings(BaseModel):
     def content(self) -> dict[str, Any]:
         """The settings that decide the result, as plain JSON values."""
         fields = type(self).model_fields
-        as_before = {name for name in self.ADDED if getattr(self, name) == fields[name].default}
-        plain = self.model_dump(mode="json", exclude={*self.NOT_CONTENT, *as_before})
-        nested = {name: getattr(self, name) for name in plain}
-        return {name: n.content() if isinstance(n, Settings) else plain[name] for name, n in nested.items()}
+        unchanged = {name for name in self.ADDED if getattr(self, name) == fields[name].get_default()}
+        plain = self.model_dump(mode="json", exclude=set(self.NOT_CONTENT | unchanged))
+        return {name: _content(getattr(self, name), value) for name, value in plain.items()}
+
+
+def _content(value: Any, plain: Any) -> Any:
+    """`plain`, but for settings and mappings of settings, of which it is their content."""
+    if isinstance(value, Settings):
+        return value.content()
+    return {key: _content(value[key], inner) for key, inner in plain.items()} if isinstance(value, dict) else plain
 
 
 S = TypeVar("S", bound=Settings)

@@ -19,6 +19,7 @@ from pipeline.artifacts.sample import (
     IMAGE_MEMBER,
     META_MEMBER,
     SampleMeta,
+    decode_jpeg,
     encode_label_map,
     source_name,
 )
@@ -142,9 +143,10 @@ def pack_sample(data: bytes | Unreadable, source: Source, *, reader: Reader, tas
 def _packed(data: bytes, source: Source, reader: Reader, task: ShardTask) -> PackedSample:
     settings, is_hashed = task.settings, task.format_version > 1
     wanted = {MAIN_MAP: settings.superpixels, **settings.maps}
-    side = max(made.size for made in wanted.values())
+    # A map of the native size decodes for itself, so that the others are the same with it and without.
+    side = max((made.size for made in wanted.values() if not made.is_native), default=1)
     image = read_image(data, quality=settings.quality, max_pixels=settings.max_pixels, min_side=side)
-    maps = label_maps_of(image.pixels, wanted, extent=image.extent)
+    maps = label_maps_of(image.pixels, wanted, extent=image.extent, native=lambda: decode_jpeg(image.jpeg))
     counts = {name: int(label_map.max()) + 1 for name, label_map in maps.items()}
     if counts[MAIN_MAP] > MAX_SEGMENTS:
         raise Unreadable(f"{counts[MAIN_MAP]} superpixels, more than {MAX_SEGMENTS}")

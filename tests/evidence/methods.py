@@ -32,6 +32,21 @@ def fixed(num_clusters: int) -> tuple[str, ...]:
 
 GRID = ("refine.regions=grid", "refine.grid=[10,10]")
 PAINTED = "refine.assign=superpixel"
+# As configs/imagenet1k_r50_detcon_b.yaml. C5 of a view of 64 px has four cells, so that a view has four masks at most.
+DETCON_B = (
+    "refine.clustering=none",
+    "data.view_superpixels=true",
+    "data.superpixel_maps={felzenszwalb: 16}",
+    "objective.loss=detcon_b",
+    "objective.view_masks=superpixels",
+    "objective.hard_masks=true",
+    "objective.masks_per_view=16",
+    "objective.temperature=0.1",
+    *fixed(16),
+)
+FELZENSZWALB = (
+    "shards.maps.felzenszwalb={backend: felzenszwalb, scale: 1000, min_size: 1000, segmented_at: native, size: 96}"
+)
 METHODS = {
     "r2o": Method("R2O", 16),
     "byol": Method("BYOL", 19, ("refine.clustering=none", "refine.regions=image", *fixed(1))),
@@ -40,6 +55,7 @@ METHODS = {
     "unrefined": Method("without refinement", 16, ("refine.clustering=none", PAINTED, *fixed(100))),
     "fixed_k4": Method("fixed K = 4", 16, fixed(4)),
     "fixed_k128": Method("fixed K = 128", 16, fixed(128)),
+    "detcon_b": Method("DetCon-B", 16, DETCON_B, "detcon-shards", (FELZENSZWALB,)),
 }
 
 

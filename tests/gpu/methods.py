@@ -25,6 +25,7 @@ METHODS: dict[str, list[str]] = {
     "r2o": [],
     "byol": ["refine.clustering=none", "refine.regions=image", *fixed(1)],
     # As configs/imagenet1k_r50_detcon_b.yaml, but of SLIC's superpixels: Felzenszwalb's would take longer than the day.
+    # And soft: C5 has 4 × 4 cells, so that hard masks would leave 16 of 100 superpixels.
     "detcon_b": [
         "refine.clustering=none",
         "data.view_superpixels=true",

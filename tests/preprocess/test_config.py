@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.foundation.errors import InputError
 from pipeline.foundation.settings import load_settings
-from preprocess.config import FastSlicSettings, GridSettings, SceneSettings, ShardSettings
+from preprocess.config import FastSlicSettings, FelzenszwalbSettings, GridSettings, SceneSettings, ShardSettings
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,21 @@ def test_backends_are_chosen_by_name_and_recorded_whole():
     }
     assert settings.content()["maps"] == {"a": FastSlicSettings(segments=7).model_dump()}
     assert ShardSettings.model_validate(settings.content()).content() == settings.content()
+
+
+def test_a_felzenszwalb_map_of_the_stored_size_is_recorded_as_it_was_before_there_was_another():
+    maps = {"small": FelzenszwalbSettings(), "whole": FelzenszwalbSettings(segmented_at="native")}
+    recorded = ShardSettings(maps=maps).content()["maps"]
+    both = {
+        "backend": "felzenszwalb",
+        "scale": 1000,
+        "min_size": 1000,
+        "sigma": 0.8,
+        "size": 224,
+        "resample": "bilinear",
+    }
+    assert recorded == {"small": both, "whole": both | {"segmented_at": "native"}}
+    assert ShardSettings.model_validate({"maps": recorded}).maps == maps
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,8 @@ class ObjectiveSettings(Settings):
     Attributes:
         loss: `byol` (Eqs. 4, 5); `detcon_b`; `nt_xent`: contrast without predictor and target network (A.4).
         view_masks: `refined` ones, aligned with each view, or `superpixels`, cropped jointly with it (DetCon).
+        hard_masks: each C5 cell of a view goes whole to the superpixel with the largest share of it (DetCon); only with
+            `view_masks: superpixels`, as R2O's refined masks are soft.
         rows: which masks go through the heads: those `valid` in both views, or `all` (authors' release).
         min_pool_area: pooled features are divided by no less (cells); 1 in the authors' release.
         min_valid_area: a mask is in a view where it covers more than this there (cells of C5).
@@ -90,10 +92,11 @@ class ObjectiveSettings(Settings):
             DetCon's and SimCLR's.
     """
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"min_valid_area", "mask_weight", "directions"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"hard_masks", "min_valid_area", "mask_weight", "directions"})
 
     loss: Literal["byol", "nt_xent", "detcon_b"] = "byol"
     view_masks: Literal["refined", "superpixels"] = "refined"
+    hard_masks: bool = False
     rows: Literal["valid", "all"] = "valid"
     min_pool_area: Rate = 0.0
     min_valid_area: Rate = 1e-3
@@ -110,6 +113,12 @@ class ObjectiveSettings(Settings):
                 f"mask_weight: {self.mask_weight} needs loss: byol; {self.loss} samples masks_per_view masks of each "
                 "image, so that images weigh the same"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _hard_masks_of_superpixels(self) -> Self:
+        if self.hard_masks and self.view_masks != "superpixels":
+            raise ValueError("hard_masks: true needs view_masks: superpixels; refined masks stay soft")
         return self
 
 

@@ -42,6 +42,15 @@ def cell_areas(label_map: Int[Tensor, "b h w"], num_labels: int, grid: tuple[int
     return areas.view(batch, num_labels, *grid)
 
 
+def hard_masks(shares: Float[Tensor, "b m h w"]) -> Float[Tensor, "b m h w"]:
+    """Each cell given whole to the id with the largest share of it, of equal ones the lowest (DetCon).
+
+    After average pooling, as `create_binary_mask` of DetCon's detcon_b.py. At most one mask a cell is left. Shares of
+    views whose side is a multiple of 32 are exact in float32, and with them which ids are equal.
+    """
+    return torch.zeros_like(shares).scatter_(1, shares.argmax(1, keepdim=True), 1)
+
+
 @lru_cache(maxsize=16)  # a run has few sizes
 def _cells_of_pixels(size: int, cells: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
     """The one or two cells that each pixel of an axis lies in, each with the pixel's share of that cell.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from train.r2o.batch_norms import batch_norm_buffers_kept, batches_counted_at_once
 from train.r2o.ema import update_target
 from train.r2o.loss import Gather, byol_loss, contrastive_loss_sum, only_here, sample_masks
-from train.r2o.masks import align_label_map, cell_areas, mask_pool
+from train.r2o.masks import align_label_map, cell_areas, hard_masks, mask_pool
 from train.r2o.refine import Refinement, clusters_in_use, refine, unrefined
 
 C4_STRIDE, C5_STRIDE = 16, 32
@@ -40,6 +40,7 @@ class Objective(NamedTuple):
 
     loss: str
     view_masks: str
+    hard_masks: bool
     rows: str
     min_pool_area: float
     min_valid_area: float
@@ -191,7 +192,8 @@ class R2O(nn.Module):
         size = (-(-batch.views.shape[3] // C5_STRIDE), -(-batch.views.shape[4] // C5_STRIDE))
         if refined_map is None:
             assert batch.view_superpixels is not None, "views came without their superpixels"
-            return cell_areas(_by_view(batch.view_superpixels), num_masks, size)
+            shares = cell_areas(_by_view(batch.view_superpixels), num_masks, size)
+            return hard_masks(shares) if self.objective.hard_masks else shares
         return align_label_map(
             torch.cat([refined_map, refined_map]),
             num_masks,

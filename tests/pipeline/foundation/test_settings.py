@@ -20,6 +20,18 @@ class Outer(Settings):
     extra: Inner | None = None
 
 
+class Grown(Settings):
+    ADDED = frozenset({"later"})
+
+    first: int = 1
+    later: str = "as before"
+
+
+class Whole(Settings):
+    one: Grown = Grown()
+    many: dict[str, Grown] = Field(default_factory=dict)
+
+
 def written(folder: Path, name: str, text: str) -> Path:
     path = folder / name
     path.write_text(text, encoding="utf-8")
@@ -36,6 +48,17 @@ def test_override_wins_over_file_wins_over_base(tmp_path: Path) -> None:
     loaded = load_settings(Outer, "pretrain", top, ["pretrain.optim.momentum=0.3"])
     assert loaded == Outer(epochs=20, optim=Inner(momentum=0.3, sizes=(3, 4)))
     assert read_config(top)["shards"] == {"seed": 1}
+
+
+def test_what_was_added_is_content_once_it_is_not_as_before() -> None:
+    """Nested in settings and in mappings of them; the dump has it always."""
+    before, after = Grown(first=2), Grown(later="otherwise")
+    assert Whole(one=before, many={"a": before, "b": after}).content() == {
+        "one": {"first": 2},
+        "many": {"a": {"first": 2}, "b": {"first": 1, "later": "otherwise"}},
+    }
+    assert Whole(one=after).content() == {"one": {"first": 1, "later": "otherwise"}, "many": {}}
+    assert Whole().model_dump() == {"one": {"first": 1, "later": "as before"}, "many": {}}
 
 
 def test_override_is_yaml_and_makes_what_is_missing() -> None:
@@ -99,21 +122,3 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
         load_settings(Outer, "pretrain", tmp_path / "x.yaml")
     with pytest.raises(InputError, match="cannot be read"):
         load_settings(Outer, "pretrain", tmp_path)
-
-
-class Before(Settings):
-    steps: int = 3
-
-
-class Grown(Before):
-    ADDED = frozenset({"weight", "sizes"})
-
-    weight: str = "equal"
-    sizes: tuple[int, int] = (1, 2)
-
-
-def test_a_setting_that_was_added_is_no_content_at_its_default() -> None:
-    assert Grown().content() == Before().content() == {"steps": 3}
-    assert Grown(weight="area").content() == {"steps": 3, "weight": "area"}
-    assert Grown(sizes=(1, 3)).content() == {"steps": 3, "sizes": [1, 3]}
-    assert Grown().model_dump() == {"steps": 3, "weight": "equal", "sizes": (1, 2)}

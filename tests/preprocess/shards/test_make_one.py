@@ -15,13 +15,14 @@ import simplejpeg
 from PIL import Image
 
 from pipeline.artifacts.manifest import ShardIndex
+from pipeline.artifacts.sample import decode_jpeg, decode_label_map
 from pipeline.foundation.files import sha256_of
 from pipeline.foundation.folders import folder_at
-from preprocess.config import ShardSettings
+from preprocess.config import FastSlicSettings, FelzenszwalbSettings, ShardSettings
 from preprocess.shards import make_one
 from preprocess.shards.make_one import make_shard
 from preprocess.shards.plan import Plan
-from preprocess.shards.superpixels import label_maps_of
+from preprocess.shards.superpixels import label_maps_of, native_map
 from preprocess.shards.tar_writer import tar_header
 from preprocess.sources.list_images import list_images
 
@@ -80,6 +81,23 @@ def test_round_trip(photos, tmp_path, version):
             "class_name": source.parent.name,
         }
     assert result.max_superpixels[""] == max(json.loads(m["json"])["num_superpixels"] for m in samples.values())
+
+
+def test_a_map_of_the_native_size_changes_no_other_member(tmp_path, picture, encoded):
+    """SLIC's map is of the image that the decoder reduced, whatever else is made of the whole one."""
+    pytest.importorskip("skimage.segmentation")
+    images, of = tmp_path / "images", {}
+    write(images, {b"a.jpg": encoded(picture(3, 500, 400))})
+    for name, maps in (("without", {}), ("with", {"fh": FelzenszwalbSettings(segmented_at="native", size=300)})):
+        (tmp_path / name).mkdir()
+        plan = Plan(list_images(images), ShardSettings(superpixels=FastSlicSettings(size=64), maps=maps))
+        make_shard(plan.task(0), folder=folder_at(tmp_path / name))
+        (of[name],) = samples_of(tmp_path / name / "r2o-000000.tar").values()
+    made = decode_label_map(of["with"].pop("superpixels-fh.png"))
+    assert of["with"] == of["without"]
+    whole = decode_jpeg(of["with"]["jpg"])
+    assert whole.shape == (400, 500, 3)
+    np.testing.assert_array_equal(made, native_map(whole, settings=plan.settings.maps["fh"]))
 
 
 def test_index_leads_to_every_member(photos, tmp_path):

@@ -12,6 +12,7 @@ from scipy import ndimage
 from pipeline.artifacts.sample import decode_jpeg
 from pipeline.foundation.errors import InputError
 from preprocess.config import FastSlicSettings, FelzenszwalbSettings, GridSettings, SkimageSettings
+from preprocess.shards import superpixels
 from preprocess.shards.images import read_image
 from preprocess.shards.superpixels import (
     AnySettings,
@@ -155,6 +156,49 @@ def test_scikit_image_is_asked_with_its_own_defaults(picture):
     graph = segmentation.felzenszwalb(image, scale=1000, sigma=0.8, min_size=1000)
     found = superpixels_of(image, settings=FelzenszwalbSettings())
     assert len({*zip(graph.ravel().tolist(), found.ravel().tolist(), strict=True)}) == found.max() + 1
+
+
+NATIVE = FelzenszwalbSettings(scale=100, min_size=40, size=64, segmented_at="native")
+
+
+def in_order(label_map: np.ndarray) -> np.ndarray:
+    """Ids renumbered by the order in which they appear."""
+    numbers = {old: new for new, old in enumerate(first_appearance(label_map))}
+    return np.vectorize(numbers.__getitem__)(label_map)
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (150, 100), (30, 90)])
+def test_a_native_map_is_the_segmentation_of_the_whole_image_seen_at_the_stored_pixels_centres(width, height, picture):
+    segmentation = pytest.importorskip("skimage.segmentation")
+    image = picture(3, width, height)
+    whole = segmentation.felzenszwalb(image, scale=100, sigma=0.8, min_size=40)
+    seen = [[whole[(2 * y + 1) * height // 128, (2 * x + 1) * width // 128] for x in range(64)] for y in range(64)]
+    found = label_maps_of(rgbx(resize(rgbx(image), size=64, resample="box")), {"": NATIVE}, native=lambda: image)[""]
+    assert found.dtype == np.uint8
+    assert found.max() > 3
+    np.testing.assert_array_equal(found, in_order(np.array(seen)))
+
+
+def test_native_ids_above_255_begin_again(picture):
+    """DetCon keeps a byte of each."""
+    segmentation = pytest.importorskip("skimage.segmentation")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    whole = segmentation.felzenszwalb(noise, scale=1, sigma=0, min_size=4)
+    assert whole.max() > 300
+    settings = FelzenszwalbSettings(scale=1, sigma=0, min_size=4, size=64, segmented_at="native")
+    found = superpixels.native_map(noise, settings=settings)
+    assert (found.min(), found.max()) == (0, 255)
+    np.testing.assert_array_equal(found, in_order(whole % 256))
+
+
+def test_an_image_too_large_to_be_segmented_whole_is_reduced(monkeypatch, picture):
+    pytest.importorskip("skimage.segmentation")
+    monkeypatch.setattr(superpixels, "MAX_NATIVE_PIXELS", 90 * 60)
+    image = picture(3, 180, 120)
+    reduced = np.asarray(Image.fromarray(image).resize((90, 60), Image.Resampling.BILINEAR))
+    expected = superpixels.native_map(reduced, settings=NATIVE)
+    assert expected.max() > 3
+    np.testing.assert_array_equal(superpixels.native_map(image, settings=NATIVE), expected)
 
 
 def test_more_than_256_ids_are_16_bit(picture):

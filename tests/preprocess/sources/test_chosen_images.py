@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,9 @@ from pipeline.foundation.errors import InputError
 from preprocess.config import SourceSettings
 from preprocess.sources.list_images import list_images
 from tests.preprocess.sources.named_files import paths, touch
+
+IMAGENET_100 = Path(__file__).parents[3] / "configs" / "imagenet100.txt"
+CMC_SHA256 = "79f3f1552ccc478ce24bd934b4573625db584ddc1f4643ae23c994a94cb11397"
 
 
 @pytest.fixture
@@ -30,6 +35,22 @@ def test_chosen_classes(animals):
     assert [source.name for source in listing] == [b"n01/n01_1.JPEG", b"n01/n01_2.JPEG", b"n03/n03_1.JPEG"]
     assert listing.classes == ("n01", "n03")
     assert listing.ignored == 1
+
+
+def test_imagenet_100_is_cmc_s_list(tmp_path):
+    """The digest is of CMC's own file, which holds nothing but the ids."""
+    text = IMAGENET_100.read_text(encoding="utf-8")
+    ids = [line for line in text.splitlines() if not line.startswith("#")]
+    assert hashlib.sha256("".join(f"{one}\n" for one in ids).encode()).hexdigest() == CMC_SHA256
+    assert len(set(ids)) == len(ids) == 100
+    assert all(re.fullmatch(r"n\d{8}", one) for one in ids)
+    notice = text.replace("\n# ", " ")
+    for said in ("Copyright (c) 2020, Yonglong Tian", "BSD 2-Clause", "commit bc687a26", "retain the above copyright"):
+        assert said in notice
+    touch(tmp_path / "train", *(f"{one}/{one}_1.JPEG" for one in (*ids, "n01440764", "n99999999")))
+    listing = list_images(tmp_path / "train", SourceSettings(classes=IMAGENET_100))
+    assert listing.classes == tuple(sorted(ids))
+    assert len(listing) == 100
 
 
 def test_chosen_names_are_base_names_or_paths(animals):

@@ -1,4 +1,7 @@
-"""Every configuration of the paper: its resolved values against tables typed from the paper, and a step of each."""
+"""Every configuration of the paper: its resolved values against tables typed from the paper, and a step of each.
+
+All others, and the evaluations: test_small_configs.py.
+"""
 
 import math
 from pathlib import Path
@@ -10,6 +13,7 @@ import torch
 
 from pipeline.artifacts.label_maps import MAIN_MAP
 from pipeline.artifacts.manifest import Manifest
+from pipeline.foundation.errors import InputError
 from pipeline.foundation.settings import load_settings
 from preprocess.config import ShardSettings
 from train.config.batches import plan_batches, run_learning_rate, run_target_ema
@@ -22,7 +26,6 @@ from train.engine.build import build_training
 from train.engine.step import train_step
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-NO_PAPER = {"demo", "eval_frozen", "imagenette_r18", "voc_fcn"}
 
 # Section 4 and A.1, and what they leave open as docs/paper_map.md says. `run` and how data is read are not the paper's.
 PAPER: dict[str, Any] = {
@@ -62,6 +65,7 @@ PAPER: dict[str, Any] = {
     "refine.assign": "cell",
     "objective.loss": "byol",
     "objective.view_masks": "refined",
+    "objective.hard_masks": False,
     "objective.rows": "valid",
     "objective.min_pool_area": 0.0,
     "objective.min_valid_area": 1e-3,
@@ -116,6 +120,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "imagenet1k_r50_detcon_b": {
         "data.view_superpixels": True, "data.superpixel_maps": {"felzenszwalb": 16}, "refine.clustering": "none",
         "objective.loss": "detcon_b", "objective.view_masks": "superpixels",
+        "objective.hard_masks": True,
     },
     "coco_r50": {},
     "imagenet100_r50": ABLATION,
@@ -164,10 +169,6 @@ def settings_of(name: str, *overrides: str) -> PretrainSettings:
     return load_settings(PretrainSettings, "pretrain", CONFIGS / f"{name}.yaml", overrides)
 
 
-def test_every_configuration_is_in_the_table() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(TABLE) | NO_PAPER
-
-
 @pytest.mark.parametrize("name", TABLE)
 def test_every_resolved_value_is_the_table_s(name: str) -> None:
     settings = settings_of(name)
@@ -189,8 +190,11 @@ def test_superpixels_are_slic_with_100_segments_at_224(name: str) -> None:
         "iterations": 5, "min_size_factor": 0.1,
     }  # fmt: skip
     further = {key: made.model_dump() for key, made in shards.maps.items()}
-    if name == "imagenet1k_r50_detcon_b":  # DetCon: scale 1000, minimum size 1000
-        assert further["felzenszwalb"]["scale"] == further["felzenszwalb"]["min_size"] == 1000
+    if name == "imagenet1k_r50_detcon_b":  # DetCon: scale 1000, minimum size 1000, the image at its own size
+        assert further["felzenszwalb"] == {
+            "size": 224, "resample": "bilinear", "backend": "felzenszwalb", "scale": 1000, "min_size": 1000,
+            "sigma": 0.8, "segmented_at": "native",
+        }  # fmt: skip
     assert set(further) == set(TABLE[name].get("data.superpixel_maps", {}))
     assert all(f"slic{made['segments']}" == key for key, made in further.items() if key != "felzenszwalb")
     assert (shards.source.format, shards.source.split) == ("coco" if name == "coco_r50" else "auto", "train2017")
@@ -240,6 +244,11 @@ def test_the_map_nearest_to_k_is_read() -> None:
     ]
     assert settings_of("imagenet1k_r50_detcon_b").superpixel_map(7) == "felzenszwalb"
     assert settings_of("imagenet1k_r50_paper").superpixel_map(7) == MAIN_MAP
+
+
+def test_hard_masks_are_of_superpixels_alone() -> None:
+    with pytest.raises(InputError, match="hard_masks: true needs view_masks: superpixels; refined masks stay soft"):
+        settings_of("imagenet1k_r50_paper", "pretrain.objective.hard_masks=true")
 
 
 SMALL = (

@@ -11,7 +11,7 @@ from pipeline.foundation.settings import load_settings
 from train.config.pretrain import ObjectiveSettings, PretrainSettings, RefineSettings
 from train.distributed import batch_norm
 from train.distributed.batch_norm import GlobalBatchNorm, statistics_by_part
-from train.distributed.collectives import sum_over_ranks
+from train.distributed.collectives import gather_rows, sum_over_ranks
 from train.distributed.replicas import distribute
 from train.distributed.world import World, world_from_environment
 from train.engine.build import objective_of, refinement_of
@@ -19,6 +19,7 @@ from train.engine.job import check_job
 from train.engine.loop import pretrain
 from train.models.backbone import build_backbone
 from train.models.heads import Head
+from train.r2o.loss import Everywhere, contrastive_loss_sum
 from train.r2o.model import R2O, Batch
 from train.run.stopping import StopRequest
 
@@ -148,6 +149,35 @@ def masks_case(world: World, valid_on_the_second: int, mask_weight: str = "equal
     return {"here": output.num_masks, "loss": sum_over_ranks(output.loss_sum, world) / weight, **gradients}
 
 
+def gathered_case(world: World) -> dict[str, torch.Tensor]:
+    """What this rank's rows get from losses of all ranks that are of everybody's rows."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, 6, 3, 8, generator=generator, dtype=torch.float64)
+    ids = torch.randint(0, 2, (2, 6, 3), generator=generator)
+    weights = torch.randn(2, 6, 3, 8, generator=generator, dtype=torch.float64)  # of each rank's loss
+    share = 6 // world.size
+    mine = slice(world.rank * share, (world.rank + 1) * share)
+
+    alone = rows[0, mine].clone().requires_grad_()
+    everybody = gather_rows(alone, world)
+    (everybody.values.sin() * weights[world.rank]).sum().backward()
+
+    views = rows[0, mine].clone().requires_grad_(), rows[1, mine].clone().requires_grad_()
+    loss = contrastive_loss_sum(
+        views,
+        views,
+        (ids[0, mine], ids[1, mine]),
+        temperature=0.5,
+        gather=lambda values: Everywhere(*gather_rows(values, world)),
+    )
+    loss.backward()
+    return {
+        "rows": rows[0], "weights": weights, "values": everybody.values.detach(),
+        "first": torch.tensor(everybody.first), "grad": alone.grad,
+        "nt_xent": sum_over_ranks(loss, world), "nt_xent_grads": torch.stack([view.grad for view in views], 1),
+    }  # fmt: skip
+
+
 def main() -> None:
     """Batch norm cases, steps of uneven masks, then a short run."""
     out, shards, config = map(Path, sys.argv[1:])
@@ -157,6 +187,7 @@ def main() -> None:
         uneven = {str(count): masks_case(world, count) for count in (0, 1)}
         uneven |= {f"1 by {how}": masks_case(world, 1, how) for how in ("image", "area")}
         torch.save(uneven, out / f"masks-{world.rank}.pt")
+        torch.save(gathered_case(world), out / f"gathered-{world.rank}.pt")
         if world.size > 1:
             torch.save(compiled_case(world.rank), out / f"compiled-{world.rank}.pt")
             torch.save(batch_norm_cases(world.rank), out / f"batch-norm-{world.rank}.pt")

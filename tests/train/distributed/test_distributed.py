@@ -155,6 +155,22 @@ def test_a_rank_with_no_valid_mask_or_one_adds_its_due_to_the_gradient(runs: dic
 
 
 @pytest.mark.processes
+def test_gathered_rows_get_the_gradient_of_every_rank_s_loss(runs: dict[int, Path]) -> None:
+    """Σ over ranks r of w_r · sin(x), whose gradient is cos(x) · Σ w_r; and NT-Xent, whose targets learn too."""
+    alone = torch.load(runs[1] / "gathered-0.pt", weights_only=True)
+    both = [torch.load(runs[2] / f"gathered-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    rows, weights = both[0]["rows"], both[0]["weights"]
+    assert [int(one["first"]) for one in both] == [0, 3]
+    for one in both:
+        assert torch.equal(one["values"], rows)
+        torch.testing.assert_close(one["nt_xent"], alone["nt_xent"])
+    grad, nt_xent = (torch.cat([one[name] for one in both]) for name in ("grad", "nt_xent_grads"))
+    torch.testing.assert_close(grad, rows.cos() * weights.sum(0))
+    torch.testing.assert_close(alone["grad"], rows.cos() * weights[0])
+    torch.testing.assert_close(nt_xent, alone["nt_xent_grads"])
+
+
+@pytest.mark.processes
 def test_a_run_on_two_ranks_equals_the_run_on_one(runs: dict[int, Path]) -> None:
     one, two = (read_log(runs[r] / "run") for r in (1, 2))
     assert len(one) == len(two) == 8

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.artifacts.manifest import Manifest
+from tests.train.engine.test_lars import reference_step
 from train.config.batches import plan_batches
 from train.config.pretrain import OptimSettings, PretrainSettings
 from train.data.device import LocalBatch, to_device
@@ -92,6 +93,30 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(host: HostBatch) -> N
     assert caught.value.culprits == (Culprit(0, "prediction", host.sample_id.tolist()),)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, before[name], equal_nan=True, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("form", ["deepmind", "release"])
+def test_the_optimizer_takes_every_number_of_its_settings(form: str) -> None:
+    """Two steps against NumPy's; the decay is as large as the gradient, so that it decides the direction."""
+    optim = OptimSettings(lars=form, momentum=0.7, weight_decay=0.5, trust_coefficient=0.02)
+    model = build_model(SETTINGS, max_superpixels=25)
+    optimizer = build_optimizer(model, SETTINGS.model_copy(update={"optim": optim}))
+    assert len(optimizer.param_groups) == 1
+    optimizer.param_groups[0]["lr"] = 0.3
+    head = model.predictor
+    chosen = [model.online["backbone"].conv1.weight, head[0].weight, head[1].weight, head[1].bias]
+    expected = [(p.detach().double().numpy(), np.zeros(p.shape)) for p in chosen]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        for i, p in enumerate(chosen):
+            p.grad = 0.5 * p.detach().square().mean().sqrt() * torch.randn(p.shape, generator=generator)
+            w, m = expected[i]
+            expected[i] = reference_step(
+                w, p.grad.double().numpy(), m, lr=0.3, momentum=0.7, decay=0.5, eta=0.02, release=form == "release"
+            )
+        optimizer.step()
+    for p, (w, _) in zip(chosen, expected, strict=True):
+        np.testing.assert_allclose(p.detach().numpy(), w, rtol=1e-5, atol=1e-7)
 
 
 def test_tokens_of_a_vit_are_neither_adapted_nor_decayed() -> None:

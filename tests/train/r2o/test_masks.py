@@ -11,6 +11,7 @@ from train.r2o.masks import (
     cell_areas,
     grid_label_map,
     grid_of,
+    hard_masks,
     mask_pool,
     sample_label_map,
 )
@@ -38,6 +39,33 @@ def test_cell_areas_equal_a_fine_supersampling(size: int, grid: tuple[int, int])
             cell = fine[y * size : (y + 1) * size, x * size : (x + 1) * size]
             expected = np.bincount(cell.ravel(), minlength=6) / cell.size
             np.testing.assert_allclose(areas[:, y, x], expected, atol=1e-6)
+
+
+def detcon_s_masks(label_map: np.ndarray, num_labels: int, cell: int) -> np.ndarray:
+    """What `create_binary_mask` of DetCon gives, from its description: averages of each cell, argmax, one-hot."""
+    height, width = (side // cell for side in label_map.shape)
+    is_id = (label_map[..., None] == np.arange(num_labels)).astype(np.float32)
+    pooled = is_id.reshape(height, cell, width, cell, num_labels).mean((1, 3))
+    return np.eye(num_labels, dtype=np.float32)[pooled.reshape(-1, num_labels).argmax(-1)].T.reshape(-1, height, width)
+
+
+@pytest.mark.parametrize(("size", "num_labels"), [(224, 9), (64, 5), (96, 256)])
+def test_hard_masks_are_detcon_s(size: int, num_labels: int) -> None:
+    maps = np.stack([blocky_map(seed, size, num_labels, size // 2) for seed in range(4)])
+    cells = (size // 32, size // 32)
+    found = hard_masks(cell_areas(torch.from_numpy(maps), num_labels, cells)).numpy()
+    np.testing.assert_array_equal(found, np.stack([detcon_s_masks(one, num_labels, 32) for one in maps]))
+    assert (found.sum(1) == 1).all()
+
+
+def test_of_equal_shares_the_lowest_id_gets_the_cell() -> None:
+    halves = np.zeros((64, 64), dtype=np.int64)
+    halves[:32, :16], halves[:32, 16:32] = 4, 2  # half a cell each
+    halves[32:, :32] = np.indices((32, 32)).sum(0) % 2 * 2 + 1  # 3 and 1, as a chessboard
+    halves[:32, 32:] = np.repeat([3, 3, 2, 4], 8)  # 3 has half
+    found = hard_masks(cell_areas(torch.from_numpy(halves)[None], 5, (2, 2)))[0].argmax(0)
+    assert found.tolist() == [[2, 3], [1, 0]]
+    np.testing.assert_array_equal(found.numpy(), detcon_s_masks(halves, 5, 32).argmax(0))
 
 
 def test_cell_areas_of_several_images_do_not_mix() -> None:

@@ -184,6 +184,24 @@ def test_contrastive_losses_against_the_networks_own_rows(loss: str) -> None:
     assert 0.3 < output.loss_sum.item() / 24 < 2 * math.log(47) + 10
 
 
+def test_hard_masks_give_each_cell_of_a_view_to_one_superpixel() -> None:
+    """Views of 64 px have 2 × 2 cells. Features are pooled, and presence is judged, by the hard masks."""
+    names = {"loss": "detcon_b", "view_masks": "superpixels", "masks_per_view": 6}
+    soft, hard = (small_model(objective=names | {"hard_masks": choice}) for choice in (False, True))
+    labels = torch.zeros(4, 2, 64, 64, dtype=torch.int64)
+    labels[:, 0, :, 20:] = 5  # 12 of 32 columns of the left cells, all of the right ones
+    labels[:, 1, :, :40] = 5
+    batch = batch_of()._replace(view_superpixels=labels)
+    uniforms = torch.rand(4, 2, 6, generator=torch.Generator().manual_seed(0))
+    (left, right), ids = hard._view_masks(None, batch, 16)[[0, 4]], [0, 5]
+    assert left[ids].tolist() == [[[1, 0], [1, 0]], [[0, 1], [0, 1]]]
+    assert right[ids].tolist() == [[[0, 1], [0, 1]], [[1, 0], [1, 0]]]
+    assert soft._view_masks(None, batch, 16)[0, ids, 0].tolist() == [[0.625, 0], [0.375, 1]]
+    labels[:, :, :, 33:] = 0
+    for model, present in ((soft, [0, 5]), (hard, [0])):
+        assert model(batch, seeds(5), uniforms).valid[0].nonzero().flatten().tolist() == present
+
+
 def test_release_switches_are_the_release_s_numbers() -> None:
     batch = batch_of()
     mixed = small_model(concatenate_views=True)(batch, seeds(3))

@@ -118,6 +118,22 @@ def test_equal_runs_are_equal_bit_for_bit_with_any_number_of_workers() -> None:
     assert curve != other_curve
 
 
+def test_without_a_gradient_weights_decay_as_sgd_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """v ← μv + λw; w ← w - lr·v, for every parameter, at the rate of each iteration."""
+    monkeypatch.setattr(fine_tune_module, "segmentation_loss", lambda out, *_, **__: 0 * sum(o.sum() for o in out))
+    options = {"iterations": 3, "batch_size": 2, "lr": 0.5, "momentum": 0.5, "weight_decay": 0.1, "lr_drops": (0.6,)}
+    settings = TINY.model_copy(update=options)
+    before = FCN(build_backbone("resnet18", seed=0, dilate_c5=True), num_classes=3, settings=settings, seed=0)
+    after, _ = tuned(settings)
+    factor, speed = 1.0, 0.0
+    for lr in (0.5, 0.5, 0.05):
+        speed = 0.5 * speed + 0.1 * factor
+        factor -= lr * speed
+    tuned_weights = dict(after.named_parameters())
+    for name, weight in before.named_parameters():
+        torch.testing.assert_close(tuned_weights[name], factor * weight, msg=name)
+
+
 def test_void_is_never_counted() -> None:
     data = Squares(2, seed=0)
     for sample in data.samples:
