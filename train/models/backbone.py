@@ -13,6 +13,7 @@ from torchvision.models import resnet
 from torchvision.models.vision_transformer import VisionTransformer
 
 from pipeline.foundation.errors import InputError
+from train.models.small_maps import multiply_small_maps
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1]
 
@@ -38,6 +39,7 @@ class ResNetBackbone(resnet.ResNet):  # type: ignore[misc]
         super().__init__(block, layers)
         self.c4_channels, self.c5_channels = 256 * block.expansion, 512 * block.expansion
         del self.fc, self.avgpool
+        multiply_small_maps(self.layer4)
         if dilate_c5:
             _dilate(self.layer4)
 
