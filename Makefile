@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo scenes shards verify preview pretrain export features results test quick fuzz gpu-day same-behaviour evidence-demo lint bench bench-shards bench-stream bench-step bench-train bench-eval clean
+.PHONY: help install demo scenes shards verify preview pretrain export features results test quick fuzz gpu-day same-behaviour evidence-demo mutants lint bench bench-shards bench-stream bench-step bench-train bench-eval clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +12,7 @@ TESTS ?= not slow and not system and not gpu
 PYTEST_ARGS ?=
 
 # What the user gives reaches the recipes as it was typed, through the environment: neither make nor a shell reads it.
-GIVEN := PYTHON VENV CONSTRAINTS WORK TESTS IMAGES SHARDS RUN CONFIG NPROC INIT FORMAT HEADS CHECKPOINT SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS BUDGET DRY PARTS DATA BEFORE N SEED WEIGHTS BACKBONE PROTOCOLS FROM
+GIVEN := PYTHON VENV CONSTRAINTS WORK TESTS IMAGES SHARDS RUN CONFIG NPROC INIT FORMAT HEADS CHECKPOINT SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS BUDGET DRY PARTS DATA BEFORE N SEED WEIGHTS BACKBONE PROTOCOLS FROM PATHS MINUTES AGAIN
 # An evaluation is a command of train/evals: `make eval-x RUN=… X=…` hands the folder X on as --x.
 ALPHABET := a:A b:B c:C d:D e:E f:F g:G h:H i:I j:J k:K l:L m:M n:N o:O p:P q:Q r:R s:S t:T u:U v:V w:W x:X y:Y z:Z
 CAPITAL = $(eval CAPITALS := $(subst $(firstword $(subst :, ,$1)),$(lastword $(subst :, ,$1)),$(CAPITALS)))
@@ -69,6 +69,8 @@ help:
 	@echo '$(usage-same-behaviour)'
 	@echo '                 whether losses, shards, messages and exit codes are those of another checkout'
 	@echo 'make evidence-demo  the demo with seeds 1, 2 and 3: does its run beat random weights on each; CONFIG, OUT=runs/evidence-demo'
+	@echo 'make mutants     small faults in the code: which do the quick tests not see; MINUTES=40 PATHS="<files and folders>" SEED=0 N=<number>'
+	@echo '                 AGAIN=<results>: their survivors once more; OUT=runs/mutants.json'
 	@echo 'make clean       remove .venv and caches; runs and shards stay'
 
 demo: $(STAMP)
@@ -134,6 +136,9 @@ same-behaviour: need-BEFORE $(STAMP)
 
 evidence-demo: $(STAMP)
 	@"$$VENV/bin/python" -m tests.evidence.demo $${CONFIG:+"--config=$$CONFIG"} $${OUT:+"--work=$$OUT"}
+
+mutants: $(STAMP)
+	@"$$VENV/bin/python" -m tests.mutants $${PATHS:+"--paths=$$PATHS"} $${MINUTES:+"--minutes=$$MINUTES"} $${N:+"--number=$$N"} $${SEED:+"--seed=$$SEED"} $${AGAIN:+"--again=$$AGAIN"} $${OUT:+"--out=$$OUT"}
 
 lint: $(STAMP)
 	@"$$VENV/bin/ruff" format --check .

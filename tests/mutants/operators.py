@@ -14,10 +14,11 @@ OTHER_OPERATOR: dict[type[ast.AST], type[ast.AST]] = {
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
 }  # fmt: skip
 OTHER_NAME = {
-    "sum": "mean", "mean": "sum", "min": "max", "max": "min", "amin": "amax", "amax": "amin", "any": "all", "all": "any",
-    "argmin": "argmax", "argmax": "argmin", "minimum": "maximum", "maximum": "minimum", "floor": "ceil", "ceil": "floor",
-    "zeros": "ones", "ones": "zeros", "zeros_like": "ones_like", "online": "target", "target": "online",
-    "c4": "c5", "c5": "c4", "height": "width", "width": "height", "rows": "columns", "columns": "rows",
+    "sum": "mean", "mean": "sum", "min": "max", "max": "min", "amin": "amax", "amax": "amin", "any": "all",
+    "all": "any", "argmin": "argmax", "argmax": "argmin", "minimum": "maximum", "maximum": "minimum", "floor": "ceil",
+    "ceil": "floor", "zeros": "ones", "ones": "zeros", "zeros_like": "ones_like", "online": "target",
+    "target": "online", "c4": "c5", "c5": "c4", "height": "width", "width": "height", "rows": "columns",
+    "columns": "rows",
 }  # fmt: skip
 # Calls whose result can stand for what they are called on, or called with first.
 REMOVABLE = {
@@ -25,6 +26,7 @@ REMOVABLE = {
     "normalize", "_normalized", "sorted", "reversed", "masked_fill", "masked_fill_", "cumsum", "softmax", "log_softmax",
     "at_least_float", "copy", "clone", "ceil", "floor", "round", "cos", "cosine", "transpose",
 }  # fmt: skip
+SKIPPED = ("annotation", "returns", "decorator_list")  # not in a function's code
 NOT_MUTATED = (ast.Raise, ast.Assert, ast.JoinedStr, ast.Import, ast.ImportFrom)
 
 
@@ -97,7 +99,12 @@ def _places(top: ast.AST) -> Iterator[tuple[ast.stmt, ast.AST, str, int | None]]
 
     def below(node: ast.AST, statement: ast.stmt | None) -> Iterator[tuple[ast.stmt, ast.AST, str, int | None]]:
         for field, value in ast.iter_fields(node):
-            if field in ("annotation", "returns", "args" if isinstance(node, ast.FunctionDef) else "", "decorator_list"):
+            if field in (
+                "annotation",
+                "returns",
+                "args" if isinstance(node, ast.FunctionDef) else "",
+                "decorator_list",
+            ):
                 continue
             for number, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
                 if not isinstance(child, ast.AST) or isinstance(child, NOT_MUTATED) or _is_docstring(child):
@@ -136,7 +143,7 @@ def _others(node: ast.AST) -> Iterator[ast.AST]:
         yield _with(node, elts=node.elts[::-1])
     if isinstance(node, ast.Call):
         yield from _other_calls(node)
-    if isinstance(node, ast.AugAssign) or isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+    if isinstance(node, ast.AugAssign) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
         yield ast.copy_location(ast.Pass(), node)
     if isinstance(node, ast.With) and all(item.optional_vars is None for item in node.items):
         yield ast.copy_location(ast.If(ast.Constant(True), node.body, []), node)

@@ -145,7 +145,9 @@ def test_loss_and_gradients_equal_plain_numpy(loss: str, view_masks: str) -> Non
     weights = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
 
     def plain(w: Weights) -> tuple[float, int]:
-        return plain_byol(w, batch, masks) if loss == "byol" else plain_contrast(w, batch, masks, uniforms.numpy(), loss)
+        return (
+            plain_byol(w, batch, masks) if loss == "byol" else plain_contrast(w, batch, masks, uniforms.numpy(), loss)
+        )
 
     expected, count = plain(weights)
     in_both = (masks.sum((3, 4)) > 1e-3).all(1)
