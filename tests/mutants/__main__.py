@@ -25,7 +25,7 @@ import pytest
 
 from pipeline.foundation.files import write_atomic
 from pipeline.foundation.progress import Progress
-from tests.mutants.operators import Mutant, mutants_of
+from tests.mutants.operators import Mutant, mutants_of, mutated
 
 QUICK = "not processes and not long and not slow and not system and not gpu"
 PATHS = (
@@ -184,7 +184,8 @@ def _module_of(path: str) -> str:
 
 def _put_in(path: str, mutant: Mutant, functions: Functions) -> None:
     """Give the loaded module the mutant's function, or its constant."""
-    code = compile(mutant.source, path, "exec", dont_inherit=True)
+    source = mutated(Path(path).read_text(encoding="utf-8"), mutant.number)
+    code = compile(source, path, "exec", dont_inherit=True)
     if not mutant.scope:
         _exchange_constants(path, code)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 OTHER_OPERATOR: dict[type[ast.AST], type[ast.AST]] = {
@@ -31,35 +32,64 @@ NOT_MUTATED = (ast.Raise, ast.Assert, ast.JoinedStr, ast.Import, ast.ImportFrom)
 
 
 class Mutant(NamedTuple):
-    """One fault: the line, and the innermost statement before and after.
+    """One fault: its number within the file, the line, and the innermost statement before and after.
 
     `scope`: qualified name of the outermost function that holds it; empty for a constant of the module.
     """
 
+    number: int
     line: int
     scope: str
     before: str
     after: str
-    source: str
+
+
+class Place(NamedTuple):
+    """A node that may be changed, where it hangs, and the innermost statement around it."""
+
+    statement: ast.stmt
+    parent: ast.AST
+    field: str
+    index: int | None
+
+    @property
+    def node(self) -> ast.AST:
+        value = getattr(self.parent, self.field)
+        return value if self.index is None else value[self.index]
+
+    def put(self, node: ast.AST) -> None:
+        if self.index is None:
+            setattr(self.parent, self.field, node)
+        else:
+            getattr(self.parent, self.field)[self.index] = node
 
 
 def mutants_of(source: str) -> list[Mutant]:
     """Every mutant of the functions and module constants of a file, in the order of its lines."""
-    tree = ast.parse(source)
     found = []
-    for scope, top in _scopes(tree, ""):
-        for statement, parent, field, number in list(_places(top)):
-            node = _at(parent, field, number)
-            for other in _others(node):
-                before = _shown(statement)
-                _put(parent, field, number, other)
-                ast.fix_missing_locations(tree)
-                after = _shown(statement if statement is not node else other)
-                changed = ast.unparse(tree)
-                _put(parent, field, number, node)
-                if after != before:
-                    found.append(Mutant(node.lineno, scope, before, after, changed))
+    for number, (scope, place, other) in enumerate(_changes(ast.parse(source))):
+        node, before = place.node, _shown(place.statement)
+        place.put(other)
+        after = _shown(other if place.statement is node else place.statement)
+        place.put(node)
+        if after != before:
+            found.append(Mutant(number, node.lineno, scope, before, after))
     return sorted(found, key=lambda one: one.line)
+
+
+def mutated(source: str, number: int) -> str:
+    """The file with the mutant of that number."""
+    tree = ast.parse(source)
+    _, place, other = next(islice(_changes(tree), number, None))
+    place.put(other)
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
+def _changes(tree: ast.AST) -> Iterator[tuple[str, Place, ast.AST]]:
+    for scope, top in _scopes(tree, ""):
+        for place in list(_places(top)):
+            for other in _others(place.node):
+                yield scope, place, other
 
 
 def _scopes(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.AST]]:
@@ -73,18 +103,6 @@ def _scopes(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.AST]]:
             yield "", ast.Module([node], [])
 
 
-def _at(parent: ast.AST, field: str, number: int | None) -> ast.AST:
-    value = getattr(parent, field)
-    return value if number is None else value[number]
-
-
-def _put(parent: ast.AST, field: str, number: int | None, node: ast.AST) -> None:
-    if number is None:
-        setattr(parent, field, node)
-    else:
-        getattr(parent, field)[number] = node
-
-
 def _shown(statement: ast.stmt) -> str:
     """A statement without the ones within it."""
     text = ast.unparse(statement).splitlines()
@@ -94,10 +112,10 @@ def _shown(statement: ast.stmt) -> str:
     return " ".join([*decorators, text[len(decorators)]])
 
 
-def _places(top: ast.AST) -> Iterator[tuple[ast.stmt, ast.AST, str, int | None]]:
-    """Innermost statement, parent, field and index of every node below that may be changed."""
+def _places(top: ast.AST) -> Iterator[Place]:
+    """Every node below that may be changed."""
 
-    def below(node: ast.AST, statement: ast.stmt | None) -> Iterator[tuple[ast.stmt, ast.AST, str, int | None]]:
+    def below(node: ast.AST, statement: ast.stmt | None) -> Iterator[Place]:
         for field, value in ast.iter_fields(node):
             if field in (
                 "annotation",
@@ -111,7 +129,7 @@ def _places(top: ast.AST) -> Iterator[tuple[ast.stmt, ast.AST, str, int | None]]
                     continue
                 inner = child if isinstance(child, ast.stmt) else statement
                 if hasattr(child, "lineno") and inner is not None:
-                    yield inner, node, field, number
+                    yield Place(inner, node, field, number)
                 yield from below(child, inner)
 
     yield from below(top, None)
