@@ -105,23 +105,24 @@ class Trial:
         """The parent's loop over mutants; None in a child, where pytest goes on with the tests."""
         session.config.pluginmanager.getplugin("capturemanager").suspend(in_=True)
         functions = _loaded_functions()
-        limits: dict[str, float] = {}
+        limits: dict[frozenset[str], float] = {}
         started, progress = time.monotonic(), Progress("mutants", len(self.planned), "mutants")
         for one in self.planned:
             if time.monotonic() - started > self.seconds:
                 break
-            if one.path not in limits:
+            tests = frozenset(self.tests[one.path])
+            if tests not in limits:
                 began = time.monotonic()
                 verdict = self._fork(session, one.path, None, functions, seconds=3600)
                 if self.in_child:
                     return None
                 if verdict != "survived":
                     sys.exit(f"tests fail without a mutant: {' '.join(self.tests[one.path])}")
-                limits[one.path] = SECONDS + SECONDS_PER_SECOND * (time.monotonic() - began)
+                limits[tests] = SECONDS + SECONDS_PER_SECOND * (time.monotonic() - began)
             if one.mutant.scope and (_module_of(one.path), one.mutant.scope) not in functions:
                 self._note(one, "not loaded")
                 continue
-            verdict = self._fork(session, one.path, one.mutant, functions, seconds=limits[one.path])
+            verdict = self._fork(session, one.path, one.mutant, functions, seconds=limits[tests])
             if self.in_child:
                 return None
             self._note(one, verdict)
