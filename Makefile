@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo scenes shards verify preview pretrain export features results test quick fuzz gpu-day same-behaviour evidence-demo evidence-photographs lint bench bench-shards bench-stream bench-step bench-train bench-eval clean
+.PHONY: help install demo scenes shards verify preview pretrain export features results test quick fuzz gpu-day same-behaviour evidence-demo evidence-photographs mutants lint bench bench-shards bench-stream bench-step bench-train bench-eval clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +12,7 @@ TESTS ?= not slow and not system and not gpu
 PYTEST_ARGS ?=
 
 # What the user gives reaches the recipes as it was typed, through the environment: neither make nor a shell reads it.
-GIVEN := PYTHON VENV CONSTRAINTS WORK TESTS IMAGES SHARDS RUN CONFIG NPROC INIT FORMAT HEADS CHECKPOINT SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS BUDGET DRY PARTS DATA BEFORE N SEED SEEDS WEIGHTS BACKBONE PROTOCOLS FROM
+GIVEN := PYTHON VENV CONSTRAINTS WORK TESTS IMAGES SHARDS RUN CONFIG NPROC INIT FORMAT HEADS CHECKPOINT SET OVERWRITE DRY_RUN REPAIR OUT PNG PYTEST_ARGS BUDGET DRY PARTS DATA BEFORE N SEED SEEDS WEIGHTS BACKBONE PROTOCOLS FROM PATHS MINUTES AGAIN
 # An evaluation is a command of train/evals: `make eval-x RUN=… X=…` hands the folder X on as --x.
 ALPHABET := a:A b:B c:C d:D e:E f:F g:G h:H i:I j:J k:K l:L m:M n:N o:O p:P q:Q r:R s:S t:T u:U v:V w:W x:X y:Y z:Z
 CAPITAL = $(eval CAPITALS := $(subst $(firstword $(subst :, ,$1)),$(lastword $(subst :, ,$1)),$(CAPITALS)))
@@ -71,6 +71,8 @@ help:
 	@echo 'make evidence-demo  the demo with seeds 1, 2 and 3: does its run beat random weights on each; CONFIG, OUT=runs/evidence-demo'
 	@echo 'make evidence-photographs DATA=<folder with imagenette and VOC2012_small> [OUT=runs/methods] [SEEDS="0 1 2"]'
 	@echo '                 R2O, its parts, BYOL and DetCon-B at equal compute on photographs, and every protocol: hours'
+	@echo 'make mutants     small faults in the code: which do the quick tests not see; MINUTES=40 PATHS="<files and folders>" SEED=0 N=<number>'
+	@echo '                 AGAIN=<results>: their survivors once more; OUT=runs/mutants.json'
 	@echo 'make clean       remove .venv and caches; runs and shards stay'
 
 demo: $(STAMP)
@@ -139,6 +141,9 @@ evidence-demo: $(STAMP)
 
 evidence-photographs: need-DATA $(STAMP)
 	@set -f; "$$VENV/bin/python" -m tests.evidence.photographs "$$DATA" $${OUT:+"--work=$$OUT"} $${SEEDS:+--seeds $$SEEDS}
+
+mutants: $(STAMP)
+	@"$$VENV/bin/python" -m tests.mutants $${PATHS:+"--paths=$$PATHS"} $${MINUTES:+"--minutes=$$MINUTES"} $${N:+"--number=$$N"} $${SEED:+"--seed=$$SEED"} $${AGAIN:+"--again=$$AGAIN"} $${OUT:+"--out=$$OUT"}
 
 lint: $(STAMP)
 	@"$$VENV/bin/ruff" format --check .

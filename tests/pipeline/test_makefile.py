@@ -165,6 +165,14 @@ def test_the_evidence_of_the_demo_is_a_module_of_the_tests(checkout: Checkout) -
 
 
 @pytest.mark.processes
+def test_mutants_are_a_module_of_the_tests(checkout: Checkout) -> None:
+    checkout.make("mutants", "PATHS=train/r2o a.py", "MINUTES=3", "N=9", "SEED=2", f"OUT=o {ODD}", "AGAIN=b c")
+    (call,) = checkout.calls
+    given = ["--paths=train/r2o a.py", "--minutes=3", "--number=9", "--seed=2", "--again=b c", f"--out=o {ODD}"]
+    assert call == ["-m", "tests.mutants", *given]
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("arguments", "missing"),
     [
@@ -229,7 +237,7 @@ def test_without_a_goal_the_verbs_are_printed(checkout: Checkout) -> None:
     assert checkout.calls == []
     verbs = (
         "demo shards preview pretrain export results eval-voc eval-x eval-frozen features test quick fuzz lint bench "
-        "gpu-day evidence-demo"
+        "gpu-day evidence-demo mutants"
     )
     for verb in verbs.split():
         assert f"make {verb}" in done.stdout

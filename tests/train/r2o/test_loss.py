@@ -82,3 +82,4 @@ def test_masks_are_sampled_evenly_among_those_present() -> None:
     shares = [(drawn[0] == m).float().mean().item() for m in range(5)]
     np.testing.assert_allclose(shares, [0, 1 / 3, 0, 1 / 3, 1 / 3], atol=0.03)
     assert set(drawn[1].tolist()) == set(range(5))
+    assert set(drawn[2].tolist()) < set(range(5)), "an image without masks still has ids that can be gathered"

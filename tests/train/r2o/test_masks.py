@@ -149,6 +149,16 @@ def test_grids_of_k_cells(k: int, grid: tuple[int, int]) -> None:
     areas = label_map[0].flatten().bincount(minlength=grid[0] * grid[1])
     assert len(areas) == grid[0] * grid[1]
     assert int(areas.min()) > 0
+    assert label_map.dtype == torch.int32
+    rows, columns = (torch.arange(24).view(shape) * n // 24 for shape, n in (((-1, 1), grid[0]), ((1, -1), grid[1])))
+    assert torch.equal(label_map[1].long(), rows * grid[1] + columns)
+
+
+@pytest.mark.parametrize("grid", [(5, 2), (2, 7)])
+def test_cells_smaller_than_pixels_are_refused(grid: tuple[int, int]) -> None:
+    assert cell_areas(torch.zeros(1, 4, 6, dtype=torch.int64), 1, (4, 6)).eq(1).all()
+    with pytest.raises(AssertionError, match="finer than the label map"):
+        cell_areas(torch.zeros(1, 4, 6, dtype=torch.int64), 1, grid)
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -1,11 +1,12 @@
 """Refinement on features whose right grouping is known."""
 
 import numpy as np
+import pytest
 import torch
 
 from train.config.pretrain import RefineSettings
 from train.engine.build import refinement_of
-from train.r2o.kmeans import seeding_uniforms
+from train.r2o.kmeans import kmeans, seeding_uniforms
 from train.r2o.refine import clusters_in_use, pool_regions, refine, unrefined
 
 
@@ -45,6 +46,31 @@ def test_assigning_superpixels_gives_the_same_partition_on_a_finer_grid() -> Non
     maps, truth = refined("superpixel")
     assert maps.shape == (4, 32, 32)  # the map's own size, as 56 would be finer
     assert same_partition(maps.numpy(), truth.repeat(4, 1).repeat(4, 2))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("assign", ["cell", "superpixel"])
+def test_raw_features_are_pooled_and_then_normalised_if_asked(assign: str, normalize: bool) -> None:
+    """Against NumPy, with cells of very different lengths, which pooling must not level; only K-means is ours."""
+    rng = np.random.default_rng(0)
+    c4 = rng.normal(size=(4, 8, 8, 6)) * np.exp(2 * rng.normal(size=(4, 8, 8, 1)))
+    superpixels = rng.integers(0, 9, (4, 16, 16))  # a cell is 2 × 2 pixels, mostly of several superpixels
+    one_hot = np.eye(9)[superpixels].reshape(4, 8, 2, 8, 2, 9).mean((2, 4))
+    pooled = np.einsum("bhws,bhwc->bsc", one_hot, c4) / one_hot.sum((1, 2))[..., None]
+    rows, cells = pooled.reshape(2, 18, 6), c4.reshape(2, 128, 6)
+    if normalize:
+        rows, cells = (x / np.linalg.norm(x, axis=2, keepdims=True) for x in (rows, cells))
+    uniforms = seeding_uniforms(5, seed=0, step=0, first_group=0, num_groups=2)
+    found = kmeans(torch.from_numpy(rows), torch.ones(2, 18, dtype=torch.bool), uniforms=uniforms, iterations=10)
+    if assign == "cell":
+        expected = ((cells[:, :, None] - found.centres.numpy()[:, None]) ** 2).sum(3).argmin(2).reshape(4, 8, 8)
+    else:
+        expected = np.stack([found.assignment.view(4, 9).numpy()[b][superpixels[b]] for b in range(4)])
+    settings = RefineSettings(clustering_group_size=2, assign=assign, normalize_features=normalize)
+    how = refinement_of(settings, max_superpixels=9)
+    c4_maps = torch.from_numpy(c4).permute(0, 3, 1, 2).float()
+    ours = refine(c4_maps, torch.from_numpy(superpixels), how, uniforms=uniforms)
+    assert (ours.numpy() == expected).mean() > 0.99  # a cell may lie between two centres
 
 
 def test_absent_superpixels_are_no_regions() -> None:
