@@ -8,7 +8,7 @@ import pytest
 from tests.gpu.places import ROOT
 
 MAKES_SHARDS = {"tests.gpu.make_shards"}  # a process of its own; a machine with shards of its own does without it
-OF_SHARDS = {"plan", "shards", "superpixels"}
+OF_SHARDS = {"detcon_masks", "plan", "shards", "superpixels"}
 BENCHMARKS = sorted({path.stem for path in (ROOT / "tests/benchmarks").glob("*.py")} - OF_SHARDS)
 WITHOUT = "import sys\nsys.modules.update(dict.fromkeys(('ray', 'fast_slic')))\n"  # to import them raises ImportError
 ONE_TEST = "tests/train/data/test_device.py::test_what_is_normalised_is_the_host_s_image"
