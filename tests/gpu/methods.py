@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.foundation.settings import load_settings
+from tests.evidence.methods import fixed
 from tests.gpu.places import DRY, ROOT
 from tests.gpu.runs import FAST, TINY_IMAGES
 from train.config.evals import all_sections
@@ -12,14 +13,6 @@ from train.config.pretrain import PretrainSettings
 
 CONFIG: Path = ROOT / "configs/imagenette_r18.yaml"
 SIZE = 64 if DRY else 128
-NO_CURRICULUM = ["curriculum.schedule=constant", "curriculum.hold_epochs=0"]
-
-
-def fixed(num_clusters: int) -> list[str]:
-    """K of every epoch."""
-    ends = (f"curriculum.{end}_num_clusters={num_clusters}" for end in ("initial", "final"))
-    return [*NO_CURRICULUM, *ends]
-
 
 METHODS: dict[str, list[str]] = {
     "r2o": [],
@@ -35,7 +28,7 @@ METHODS: dict[str, list[str]] = {
         "objective.temperature=0.1",
         *fixed(16),
     ],
-    "fixed_k4": fixed(4),
+    "fixed_k4": [*fixed(4)],
 }
 SHARED = [
     "global_batch_size=128",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -53,8 +54,9 @@ class LARS(Optimizer):
                 self._update(parameters, group)
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        adapted = [p for p in parameters if group["adapt"] == "always" or (p.ndim > 1 and group["adapt"])]
-        plain = [p for p in parameters if not (group["adapt"] == "always" or (p.ndim > 1 and group["adapt"]))]
+        fewest = {"always": 0, True: 2}.get(group["adapt"], math.inf)  # dimensions of what is adapted
+        adapted = [p for p in parameters if p.ndim >= fewest]
+        plain = [p for p in parameters if p.ndim < fewest]
         is_release = group["form"] == "release"
         updates = (
             _adapted_gradients(adapted, group["weight_decay"], group["trust_coefficient"], norm_of_sum=not is_release)

@@ -20,8 +20,10 @@ class SmallMapConv2d(nn.Conv2d):
 
     def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o oh ow"]:
         """The convolution, one way or the other."""
+        if input.device.type != "cpu" or not self._is_plain:
+            return super().forward(input)
         size = self._output_size(input)
-        if input.device.type != "cpu" or not 0 < size[0] * size[1] <= MOST_CELLS or not self._is_plain:
+        if not 0 < size[0] * size[1] <= MOST_CELLS:
             return super().forward(input)
         (down, right), (rows, columns) = self.stride, size
         # Cells last, so that a tap is a run of channels: each output cell's patch is one row of the product.
